@@ -4,7 +4,6 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
-export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: demo test quick slow claims bench docs lint types clean
 
@@ -23,6 +22,8 @@ demo: $(VENV)/.base   ## compare three recipes on the lab's language world and w
 
 test: lint types quick   ## everything CI runs
 	$(BIN)/luthier reproduce --sample 3
+
+quick slow: export OMP_WAIT_POLICY := PASSIVE
 
 quick: $(VENV)/.dev
 	$(BIN)/python -m pytest

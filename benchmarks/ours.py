@@ -48,7 +48,7 @@ def seconds(cell: Cell, adapt: Any = "full") -> list[float]:
     else:
         parts = ("chosen", "rejected") if cell.kind == "dpo" else ("text",)
         kind = "preference" if cell.kind == "dpo" else "text"
-        feed = RowFeed(encoded(cell, tokenizer, rows), kind, parts, 0, cell.batch, 0)
+        feed = RowFeed(encoded(cell, tokenizer, rows), kind, parts, 0, cell.batch, None)
         if cell.kind == "dpo":
             _cache(feed, policy, cell.batch)
     marks: list[float] = []

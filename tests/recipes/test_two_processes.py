@@ -19,12 +19,13 @@ from tests.recipes.parts import chat_rows, model_folder, write
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("micro", [None, 1])
-def test_two_processes_train_as_one(tmp_path, micro):
+@pytest.mark.parametrize(("adapt", "shard", "micro"), [("lora", False, 1), ("lora", True, None), ("full", True, 1)])
+def test_two_processes_train_as_one(tmp_path, adapt, shard, micro):
     model_folder(tmp_path / "model")
     data = write(tmp_path / "chat.jsonl", chat_rows())
     plain = {"model": str(tmp_path / "model"), "data": {"train": str(data), "holdout": 2}, "objective": "nll",
-             "adapt": {"lora": {"rank": 2}}, "train": {"steps": 3, "batch": 6, "lr": 1e-2, "micro": micro}}  # fmt: skip
+             "adapt": {"lora": {"rank": 2}} if adapt == "lora" else "full",
+             "train": {"steps": 3, "batch": 6, "lr": 1e-2, "micro": micro, "shard": shard}}  # fmt: skip
     one = run(parse(plain), tmp_path / "one")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(plain), encoding="utf-8")
     words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "luthier", "run", str(tmp_path / "recipe.yaml")]

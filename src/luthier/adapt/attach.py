@@ -20,7 +20,7 @@ from luthier.adapt._handle import Handle, misfit_error
 from luthier.adapt._inplace import InPlace
 from luthier.adapt._sites import find_sites
 from luthier.adapt._surgery import handles_of
-from luthier.core import Adaptation, Site, Sites
+from luthier.core import Adaptation, Hook, Site, Sites
 from luthier.core.errors import Refused
 
 __all__ = ["Handle", "Several", "attach", "find_sites", "handles_of"]
@@ -104,6 +104,10 @@ class Several:
         """Sum of their penalties, None if none has one."""
         terms = [t for h in self.handles if (t := h.penalty()) is not None]
         return torch.stack(terms).sum() if terms else None
+
+    def hooks(self) -> tuple[Hook, ...]:
+        """What any of them wants to do during training."""
+        return tuple(hook for h in self.handles for hook in h.hooks())
 
     def merge_into_model(self) -> None:
         """Fold all into the model, the last attached first."""

@@ -10,11 +10,13 @@ from luthier.core.protocols import (
     NEVER,
     Adaptation,
     Attached,
+    Calibration,
     Choice,
     Context,
     DataContext,
     Decode,
     DecodeView,
+    Denoiser,
     Hook,
     Measure,
     MeasureContext,
@@ -36,8 +38,8 @@ from luthier.core.streams import stream
 from luthier.core.terms import Terms
 
 __all__ = [
-    "EXACT", "LOSSY", "NEVER", "Adaptation", "Attached", "Batch", "Card", "Choice", "Component", "Context", "DataContext",
-    "Decode", "DecodeView", "Hook", "Measure", "MeasureContext", "Merge", "MergeRule", "Needs", "Objective", "Optimiser", "Procedure",
-    "Reading", "Reward", "Row", "Schedule", "Select", "Signals", "Site", "Sites", "Subject", "Sum", "Terms", "Weighted",
-    "component", "stream",
+    "EXACT", "LOSSY", "NEVER", "Adaptation", "Attached", "Batch", "Calibration", "Card", "Choice", "Component", "Context",
+    "DataContext", "Decode", "DecodeView", "Denoiser", "Hook", "Measure", "MeasureContext", "Merge", "MergeRule", "Needs",
+    "Objective", "Optimiser", "Procedure", "Reading", "Reward", "Row", "Schedule", "Select", "Signals", "Site", "Sites",
+    "Subject", "Sum", "Terms", "Weighted", "component", "stream",
 ]  # fmt: skip

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-KINDS = ("text", "preference", "scored", "feedback", "prompts", "group", "image", "pairs")
+KINDS = ("text", "preference", "scored", "feedback", "prompts", "group", "image", "image_preference", "image_prompts", "pairs")
+CONDITION = "condition."
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Batch:
 
     kind: "text" (one part), "preference" (parts chosen, rejected), "group" (sampled completions), "image", ...
     parts: names of the parts; `inputs` hold them stacked along the first axis: part p is rows [p * B, (p + 1) * B).
-    inputs: for language input_ids, attention_mask (P*B, T) and loss_mask (P*B, T), 1 where the token itself is trained.
+    inputs: for language input_ids, attention_mask (P*B, T) and loss_mask (P*B, T), 1 where the token itself is trained; for
+    images `image` (P*B, C, H, W) and what they are conditioned on under names that begin with "condition.".
     columns: one value or vector per row, (B, ...), handed to objectives as signals (advantage, weight, group, ...).
     rows: number of each row in the data. meta: the source rows (answers, prompts), for rewards and messages.
     """
@@ -35,6 +37,12 @@ class Batch:
         if "home" in self.inputs:
             return self.inputs["home"].shape[0] // len(self.parts)
         return next(iter(self.inputs.values())).shape[0] // len(self.parts)
+
+    def condition(self, part: str = "") -> dict[str, Tensor]:
+        """What the images of a part (the first by default) are conditioned on, by the model's own names; may be empty."""
+        at, size = (self.parts.index(part) if part else 0), len(self)
+        return {k.removeprefix(CONDITION): v[at * size : (at + 1) * size]
+                for k, v in self.inputs.items() if k.startswith(CONDITION)}  # fmt: skip
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""

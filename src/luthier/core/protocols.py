@@ -66,12 +66,36 @@ def NEVER(why: str) -> Merge:  # noqa: N802
     return Merge("never", why)
 
 
+class Calibration(Protocol):
+    """What an adaptation may look at before the first step (`attached.calibrate(this)`), on the run's first batches."""
+
+    seed: int
+
+    def forwards(self) -> Iterator[Batch]:
+        """Each batch after its forward pass in evaluation mode, without gradient; forward hooks see what flows."""
+        ...
+
+    def gradients(self, parameters: Sequence[nn.Parameter]) -> Iterator[int]:
+        """For each step of rows: `p.grad` is the gradient of the run's loss, for exactly these parameters."""
+        ...
+
+
 class Adaptation(Component):
-    """What trains. `attach` is written once in the adapt room for each kind of adaptation."""
+    """What trains. `attach` is written once in the adapt room for each kind of adaptation.
+
+    calibration: batches that it wants to look at before the first step; its handle's `calibrate` is called once, in fresh
+    runs only, and may change what trains; a resumed run restores that by `load`. A handle may also give `hooks()`, which the
+    loop runs before the recipe's own.
+    """
 
     room: ClassVar[str] = "adapt"
     merge: ClassVar[Merge] = EXACT
     sites: ClassVar[Sites] = Sites("all-linear")
+
+    @property
+    def calibration(self) -> int:
+        """Batches to look at before the first step; 0 for most."""
+        return 0
 
     def attach(self, model: nn.Module, sites: Sites, seed: int) -> Attached:
         """Change the model in place; the handle undoes it bit for bit."""
@@ -152,7 +176,8 @@ class Context:
     """What a hook may see and use at a point.
 
     generator(role): the named random stream of this step; model: the policy's module; attached: the adaptation's handle;
-    handles: objects handed in by the recipe; note(changed): report how many things were changed.
+    optimiser: the live torch optimiser; handles: objects handed in by the recipe; note(changed): report how many things were
+    changed.
     """
 
     step: int
@@ -162,6 +187,7 @@ class Context:
     attached: Attached | None = None
     handles: Mapping[str, Any] = field(default_factory=dict[str, Any])
     changed: int = 0
+    optimiser: torch.optim.Optimizer | None = None
 
     def generator(self, role: str) -> Generator:
         """The named stream of this step."""
@@ -172,6 +198,22 @@ class Context:
     def note(self, changed: int) -> None:
         """Count what the hook changed; doing nothing is an error unless the hook may idle."""
         self.changed += int(changed)
+
+
+# ------------------------------------------------------------------ denoisers
+class Denoiser(Protocol):
+    """A denoising network as objectives, samplers and guidance run it.
+
+    path: how clean images and noise mix at time t (`luthier.diffusion.schedules`); kind: what the network predicts ("x0",
+    "eps", "v", "velocity").
+    """
+
+    path: Any
+    kind: str
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor] | None = None) -> Tensor:
+        """x (B, C, H, W) at times t (B,) of the path -> prediction (B, C, H, W). No condition: the unconditional one."""
+        ...
 
 
 # ----------------------------------------------------------------- optimisers
@@ -216,12 +258,17 @@ class Select(Component):
 
 @dataclass(frozen=True)
 class DataContext:
-    """What data components may ask for: a seed, an embedder texts -> (n, d), a token counter, scores by a model."""
+    """What data components may ask for: a seed, an embedder texts -> (n, d), a token counter.
+
+    Of the model to be tuned: score, rows -> mean log-prob of each answer (n,); gradients, rows -> projected gradients of
+    each row's loss (n, d).
+    """
 
     seed: int = 0
     embed: Callable[[Sequence[str]], Tensor] | None = None
     count_tokens: Callable[[str], int] | None = None
     score: Callable[[Sequence[Row]], Tensor] | None = None
+    gradients: Callable[[Sequence[Row]], Tensor] | None = None
 
 
 # --------------------------------------------------------------------- reward

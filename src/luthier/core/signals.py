@@ -26,7 +26,7 @@ from luthier.core.errors import unknown
 if TYPE_CHECKING:
     from torch import Tensor
 
-BASE = ("token_logp", "token_entropy", "logits", "hidden", "embedding", "token_mask", "token_id")
+BASE = ("token_logp", "token_entropy", "logits", "hidden", "embedding", "token_mask", "token_id", "image")
 PREFIXES = ("ref_", "teacher_", "old_")
 
 
@@ -78,10 +78,18 @@ def base_signals(names: Iterable[str]) -> tuple[str, ...]:
 class Signals:
     """Read-only signals of one batch; `s["logp"]` is a tensor, or a tuple of tensors when the batch has several parts."""
 
-    def __init__(self, values: Mapping[str, tuple[Tensor, ...]], parts: tuple[str, ...] = ("text",)) -> None:
-        """values: per signal one tensor per part, or a single tensor for a column that all parts share."""
+    def __init__(self, values: Mapping[str, tuple[Tensor, ...]], parts: tuple[str, ...] = ("text",),
+                 handles: Callable[[str], Any] | None = None) -> None:  # fmt: skip
+        """values: per signal one tensor per part, or a single tensor for a column that all parts share. handles: by name."""
         self._values = dict(values)
         self.parts = parts
+        self._handles = handles
+
+    def handle(self, name: str) -> Any:
+        """A model that the objective may run itself ("policy", "reference", "teacher", "ema"). Raises KeyError without one."""
+        if self._handles is None:
+            raise KeyError(f"handle {name!r}: these signals bring no models; they come from tensors alone")
+        return self._handles(name)
 
     def __contains__(self, name: str) -> bool:
         if name in self._values:
@@ -116,13 +124,14 @@ class Signals:
         if name not in self.parts:
             raise KeyError(unknown("part", name, self.parts))
         at = self.parts.index(name)
-        return Signals({k: (v[at],) if len(v) == len(self.parts) else v for k, v in self._values.items()}, (name,))
+        return Signals({k: (v[at],) if len(v) == len(self.parts) else v for k, v in self._values.items()}, (name,), self._handles)
 
     def replaced(self, **changed: Tensor | tuple[Tensor, ...]) -> Signals:
         """The same signals with some replaced; derived signals that depend on them are computed anew."""
         stale = {p + d for p in ("", *PREFIXES) for d in DERIVED}
         kept = {k: v for k, v in self._values.items() if k not in stale or k in changed}
-        return Signals({**kept, **{k: v if isinstance(v, tuple) else (v,) for k, v in changed.items()}}, self.parts)
+        return Signals({**kept, **{k: v if isinstance(v, tuple) else (v,) for k, v in changed.items()}}, self.parts,
+                       self._handles)  # fmt: skip
 
     def names(self) -> tuple[str, ...]:
         """Names of the signals present now."""

@@ -13,21 +13,27 @@ from luthier.core.errors import ModelError, OutputError, Refused, sentence
 from luthier.core.files import read_json, read_tensors, whole_folder
 from luthier.recipes.build import Prepared, attach_all, build_adapt, build_decode, model_source
 from luthier.recipes.recipe import Recipe, parse
+from luthier.train.sharding import gathered
 
 
-def write_merged(prepared: Prepared, folder: Path) -> None:
+def write_merged(prepared: Prepared, folder: Path, main: bool = True) -> None:
     """The adapted weights folded into the base, as one transformers folder; the live model is left as it is."""
     model: Any = prepared.policy.view.module.model
-    write_folded(model, prepared.policy.attached, prepared.policy.tokenizer, folder)
+    write_folded(model, prepared.policy.attached, prepared.policy.tokenizer, folder, main)
 
 
-def write_folded(model: Any, attached: Any, tokenizer: Any, folder: Path) -> None:
-    """Write base weights with `attached.merged()` in place of those it changed, config changes included."""
+def write_folded(model: Any, attached: Any, tokenizer: Any, folder: Path, main: bool = True) -> None:
+    """Write base weights with `attached.merged()` in place of those it changed, config changes included.
+
+    Collective where weights are sharded; only the main process writes.
+    """
     from luthier.models.loading import save_model
 
     changed = attached.merged()
     with torch.no_grad(), attached.disabled():
-        state = {k: v.detach().clone() for k, v in model.state_dict().items() if ".luthier" not in k}
+        state = {k: gathered(v).detach().clone() for k, v in model.state_dict().items() if ".luthier" not in k}
+    if not main:
+        return
     unknown_names = [k for k in changed if k not in state]
     config = type(model.config).from_dict({**model.config.to_dict(), **attached.config_changes()})
     with torch.device("meta"):

@@ -198,8 +198,9 @@ def run(recipe: Recipe, out: Path | None = None, *, resume: bool = False, on_eve
     readings = measure(prepared, cost)
     samples = sample(prepared) if out is not None or recipe.measure else []
     finished = Finished(recipe, readings, outcome, samples, cost, prepared.notes, out, prepared)
+    if out is not None:
+        save(finished, keep_model, main)
     if out is not None and main:
-        save(finished, keep_model)
         write_json(out / MANIFEST, manifest_of(prepared, "finished", cost))
     return finished
 
@@ -228,22 +229,33 @@ def peak_bytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
-def save(finished: Finished, keep_model: bool = True) -> None:
-    """Write adapter, merged model, results, trace and model card into the run's folder."""
+def save(finished: Finished, keep_model: bool = True, main: bool = True) -> None:
+    """Write adapter, merged model, results, trace and model card into the run's folder.
+
+    Collective where weights are sharded; only the main process writes.
+    """
     prepared, out = finished.prepared, finished.out
     assert prepared is not None and out is not None
-    attached = prepared.policy.attached
-    write_tensors(out / "adapter" / "adaptation.safetensors", attached.state())
+    state = prepared.policy.attached.state()
+    if main:
+        _save_figures(finished, state)
+    refusal = save_merged(prepared, out / "model", main) if keep_model else "the merged model was not asked for"
+    if main:
+        write_text(out / "README.md", _card(finished, refusal))
+    if main and refusal is None:
+        write_text(out / "model" / "README.md", _card(finished, None))
+
+
+def _save_figures(finished: Finished, state: Mapping[str, torch.Tensor]) -> None:
+    prepared, out = finished.prepared, finished.out
+    assert prepared is not None and out is not None
+    write_tensors(out / "adapter" / "adaptation.safetensors", state)
     write_json(out / "adapter" / "adaptation.json", {"adapt": [as_dict(a) for a, _ in prepared.parts.adapt],
                "sites": [s.pattern for _, s in prepared.parts.adapt], "model": finished.recipe.model})  # fmt: skip
     write_json(out / "result.json", {
         "readings": [_stored(r) for r in finished.readings], "samples": finished.samples,
         "curves": finished.outcome.curves, "cost": finished.cost, "notes": finished.notes})  # fmt: skip
     write_json(out / "trace.json", [vars(r) for r in finished.outcome.trace])
-    refusal = save_merged(prepared, out / "model") if keep_model else "the merged model was not asked for"
-    write_text(out / "README.md", _card(finished, refusal))
-    if refusal is None:
-        write_text(out / "model" / "README.md", _card(finished, None))
 
 
 def _stored(reading: Reading) -> dict[str, Any]:
@@ -252,7 +264,7 @@ def _stored(reading: Reading) -> dict[str, Any]:
     return vars(reading) | {"value": value, "items": items}
 
 
-def save_merged(prepared: Prepared, folder: Path) -> str | None:
+def save_merged(prepared: Prepared, folder: Path, main: bool = True) -> str | None:
     """Write the merged model as transformers reads it; returns the reason where the adaptation cannot be merged."""
     from luthier.recipes.export import write_merged
 
@@ -260,7 +272,7 @@ def save_merged(prepared: Prepared, folder: Path) -> str | None:
     if never:
         return never[0]
     try:
-        write_merged(prepared, folder)
+        write_merged(prepared, folder, main)
     except Refused as fault:
         return str(fault)
     return None

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from luthier.core.errors import NoEffect, NonFinite
 from luthier.core.files import write_json
 from luthier.core.protocols import Context, Hook, Objective, Optimiser, Ran, Schedule
 from luthier.core.streams import seed_of
+from luthier.train.calibration import FeedCalibration
 from luthier.train.checkpoint import Snapshot, latest, save
 from luthier.train.feed import Feed
 from luthier.train.policy import Policy
 from luthier.train.settings import Training
+from luthier.train.sharding import check_rules, gathered, keep_whole, scattered, shard, total_norm, unsynchronised
 from luthier.train.step import Stepper, StepResult
 
 Event = Callable[[Mapping[str, Any]], None]
@@ -69,40 +72,63 @@ class Loop:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.steps = job.settings.total_steps(len(job.feed))
-        self.named = list(job.policy.attached.named_parameters())
-        self.parameters = [p for _, p in self.named]
-        self.optimiser = job.optimiser.build(self.named, job.settings.lr)
-        self.base_lrs = [g["lr"] for g in self.optimiser.param_groups]
+        self.hooks = [*getattr(job.policy.attached, "hooks", tuple)(), *job.hooks]
         self.trace: list[Ran] = []
         self.curves: list[dict[str, Any]] = []
         self.tokens = 0
         self.spent = 0.0
         self.began = 0.0
         self.stop = False
-        self.stepper = self._stepper()
 
-    def _stepper(self) -> Stepper:
+    @cached_property
+    def named(self) -> list[tuple[str, nn.Parameter]]:
+        """What trains, read after calibration and after the model was prepared for several processes."""
+        _ = self.stepper
+        return list(self.job.policy.attached.named_parameters())
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """The same without names."""
+        return [p for _, p in self.named]
+
+    @cached_property
+    def optimiser(self) -> Any:
+        """The torch optimiser, prepared for several processes where there are."""
+        check_rules(self.parameters, self.job.optimiser.name)
+        made = self.job.optimiser.build(self.named, self.job.settings.lr)
+        self.base_lrs = [g["lr"] for g in made.param_groups]
+        return made if self.job.accelerator is None else self.job.accelerator.prepare_optimizer(made)
+
+    @cached_property
+    def stepper(self) -> Stepper:
+        """What computes gradients."""
         accelerator = self.job.accelerator
-        hooks = [h for h in self.job.hooks if "terms" in h.points]
+        hooks = [h for h in self.hooks if "terms" in h.points]
         if accelerator is None:
             return Stepper(self.job.policy, self.job.objective, hooks, _same, torch.Tensor.backward, ExitStack)
-        wrapped = accelerator.prepare_model(self.job.policy.view.module)
-        self.job.policy.view.wrapped = wrapped
-        self.optimiser = accelerator.prepare_optimizer(self.optimiser)
-        world = accelerator.num_processes
+        world, view = accelerator.num_processes, self.job.policy.view
+        if world > 1 and (self.job.settings.shard or accelerator.is_fsdp2):
+            view.wrapped = shard(view.module, accelerator.device)
+            waiting = partial(unsynchronised, view.wrapped)
+        else:
+            view.wrapped = accelerator.prepare_model(view.module)
+            waiting = partial(accelerator.no_sync, view.wrapped)
         reduce = _same if world == 1 else lambda t: accelerator.reduce(t.detach(), "sum")
-        return Stepper(self.job.policy, self.job.objective, hooks, reduce, accelerator.backward,
-                       lambda: accelerator.no_sync(wrapped), world)  # fmt: skip
+        return Stepper(self.job.policy, self.job.objective, hooks, reduce, accelerator.backward, waiting, world)
 
     def context(self, step: int) -> Context:
         """What hooks see at a step."""
         policy = self.job.policy
-        return Context(step, self.steps, self.job.seed, policy.view.module, policy.attached, self.job.handles)
+        return Context(step, self.steps, self.job.seed, policy.view.module, policy.attached, self.job.handles,
+                       optimiser=self.__dict__.get("optimiser"))  # fmt: skip
 
     def run(self, resume: bool = False) -> Outcome:
         """Train to the end, or to Ctrl-C, which saves and stops. Raises NonFinite with the rows of a bad step."""
         start, skipped = self._resume() if resume else (0, [])
         self.began = began = time.perf_counter()
+        if start == 0:
+            self._calibrate()
+        assert self.optimiser is not None
         self.job.policy.view.wrapped.train()
         with self._interruptible():
             if start == 0:
@@ -119,8 +145,16 @@ class Loop:
             else:
                 if start < self.steps or self.steps == 0:
                     self._point("end", self.context(self.steps))
+        keep_whole(self.job.policy.view.wrapped)
         self.job.policy.view.wrapped.eval()
         return Outcome(done, self.curves, self.trace, self.cost(), self.stop and done < self.steps, skipped)
+
+    def _calibrate(self) -> None:
+        """Let adaptations that want it look at the first batches; what trains may change by it."""
+        job = self.job
+        for handle in getattr(job.policy.attached, "handles", (job.policy.attached,)):
+            if batches := getattr(handle.adaptation, "calibration", 0):
+                handle.calibrate(FeedCalibration(job.policy, job.objective, job.feed, self.context, batches, job.seed))
 
     def cost(self) -> dict[str, float]:
         """Seconds, tokens and forward passes of the whole run so far, earlier parts of a resumed run included."""
@@ -158,10 +192,10 @@ class Loop:
         grads = [p.grad for p in self.parameters if p.grad is not None]
         if self.job.accelerator is not None:
             self.job.accelerator.unscale_gradients(self.optimiser)
-        return float(nn.utils.get_total_norm(grads)) if grads else 0.0
+        return total_norm(grads)
 
     def _batch_hooks(self, batch: Batch, ctx: Context) -> Batch:
-        for hook in self.job.hooks:
+        for hook in self.hooks:
             if "batch" in hook.points:
                 before = ctx.changed
                 batch = hook.batch(batch, ctx)  # type: ignore[attr-defined]
@@ -170,7 +204,7 @@ class Loop:
 
     @contextmanager
     def _embedding_hooks(self, ctx: Context) -> Iterator[None]:
-        hooks = [h for h in self.job.hooks if "embeddings" in h.points]
+        hooks = [h for h in self.hooks if "embeddings" in h.points]
         view: Any = self.job.policy.view.module
         if not hooks:
             yield
@@ -190,7 +224,7 @@ class Loop:
             self._ran(hook, "embeddings", ctx, counts[hook.id])
 
     def _point(self, point: str, ctx: Context, *args: Any) -> None:
-        for hook in self.job.hooks:
+        for hook in self.hooks:
             if point in hook.points:
                 before = ctx.changed
                 getattr(hook, point)(*args, ctx)
@@ -232,11 +266,11 @@ class Loop:
         if self.job.out is None:
             return
         tensors = self.job.policy.attached.state()
+        state = gathered(self.optimiser.state_dict())
         if accelerator is not None and not accelerator.is_main_process:
             return
-        stateful: list[tuple[str, Any]] = [*((h.id, h) for h in self.job.hooks), ("feed", self.job.feed)]
+        stateful: list[tuple[str, Any]] = [*((h.id, h) for h in self.hooks), ("feed", self.job.feed)]
         hooks = {k: dict(v.state()) for k, v in stateful if hasattr(v, "state") and v.state()}
-        state = self.optimiser.state_dict()
         trace = [[r.step, r.point, r.hook, r.changed] for r in self.trace]
         snapshot = Snapshot(step, tensors, state, hooks, self.curves, self.job.identity, trace, self.cost())
         save(self.job.out, snapshot, self.job.settings.keep)
@@ -251,8 +285,8 @@ class Loop:
         if found is None:
             return 0, skipped
         self.job.policy.attached.load(found.adaptation)
-        self.optimiser.load_state_dict(dict(found.optimiser))
-        for hook in self.job.hooks:
+        self.optimiser.load_state_dict(scattered(found.optimiser, self.optimiser))
+        for hook in self.hooks:
             if hook.id in found.hooks:
                 hook.load(found.hooks[hook.id])
         if "feed" in found.hooks:

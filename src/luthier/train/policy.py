@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +18,10 @@ from luthier.core.signals import Signals, base_signals, split
 
 
 class View(Protocol):
-    """What turns a batch into plain base signals (models.language, models.diffusion, ...)."""
+    """What turns a batch into plain base signals (models.language, models.denoiser, ...).
+
+    A view of models that objectives run themselves also has `runner(around, count)`.
+    """
 
     module: Any
     wrapped: nn.Module
@@ -55,9 +60,10 @@ class Policy:
         got: dict[str, tuple[Tensor, ...]] = {k: (v,) for k, v in batch.columns.items()}
         own = [n for n in wants.get("", []) if n not in batch.columns]
         old = [n for n in wants.get("old_", []) if f"old_{n}" not in batch.columns]
-        plain = sorted({*own, *old, "token_mask", "token_id"} & _known(self.view)) if own or old else []
+        free = {"token_mask", "token_id"} if set(own) - {"image"} or old else set()
+        plain = sorted({*own, *old, *free} & _known(self.view)) if own or old else []
         if plain:
-            if set(plain) - {"token_mask", "token_id"}:
+            if set(plain) - {"token_mask", "token_id", "image"}:
                 self.count(kind)
             now = self.view.signals(batch, plain)
             got.update({n: now[n] for n in (*own, "token_mask", "token_id") if n in now})
@@ -66,7 +72,35 @@ class Policy:
             got.update(self._reference(batch, wants["ref_"]))
         if "teacher_" in wants:
             got.update(self._teacher(batch, wants["teacher_"]))
-        return Signals(got, batch.parts)
+        return Signals(got, batch.parts, partial(self.handle, kind=kind))
+
+    def handle(self, name: str, kind: str = "policy") -> Any:
+        """A model that an objective runs itself: "policy", "reference", "teacher", or what the recipe handed in.
+
+        kind: under which the policy's passes are counted. Raises Refused where there is no such model.
+        """
+        if name in self.handles:
+            return self.handles[name]
+        view = self.teacher if name == "teacher" else self.view
+        if view is None:
+            raise Refused("an objective requires a teacher model; the recipe names none. Add `teacher: MODEL`.")
+        if name not in ("policy", "reference", "teacher") or not hasattr(view, "runner"):
+            raise Refused(f"an objective requires the handle {name!r}, which this recipe does not give.")
+        if name == "policy":
+            return view.runner(count=partial(self.count, kind))
+        return view.runner(self._frozen if name == "reference" else torch.no_grad, partial(self.count, name))
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        """The policy as it was before training: adaptation off, evaluation mode, no gradient."""
+        module = self.view.wrapped
+        was = module.training
+        module.eval()
+        try:
+            with torch.no_grad(), self.attached.disabled():
+                yield
+        finally:
+            module.train(was)
 
     def _reference(self, batch: Batch, wants: list[str]) -> dict[str, tuple[Tensor, ...]]:
         if all(f"ref_{n}" in batch.inputs for n in wants):
@@ -80,14 +114,8 @@ class Policy:
 
     def reference_signals(self, batch: Batch, wants: Iterable[str]) -> dict[str, tuple[Tensor, ...]]:
         """Signals under the policy as it was before training, without gradient, in evaluation mode."""
-        module = self.view.wrapped
-        was = module.training
-        module.eval()
-        try:
-            with torch.no_grad(), self.attached.disabled():
-                return self.view.signals(batch, [w for w in wants if w not in ("token_mask", "token_id")])
-        finally:
-            module.train(was)
+        with self._frozen():
+            return self.view.signals(batch, [w for w in wants if w not in ("token_mask", "token_id")])
 
     def _teacher(self, batch: Batch, wants: list[str]) -> dict[str, tuple[Tensor, ...]]:
         if self.teacher is None:

@@ -71,7 +71,8 @@ class RolloutFeed:
 
     prompts: token ids per row; rows: the data rows that rewards read. group: completions per prompt; batch: completions
     per step (a multiple of group). reuse: optimiser steps per set of samples; above 1 the sampling policy's log-probs are
-    kept as `old_token_logp`. stop: end tokens.
+    kept as `old_token_logp`. stop: end tokens. whole: no micro-batch splits a group, for objectives that compare completions;
+    a micro-batch then holds as many groups as fit, one at least.
     """
 
     policy: Policy
@@ -89,6 +90,7 @@ class RolloutFeed:
     stop: tuple[int, ...] = ()
     pad_id: int = 0
     decode: tuple[Decode, ...] = ()
+    whole: bool = False
     figures: dict[str, float] = field(default_factory=dict)
     _held: Held | None = None
 
@@ -102,11 +104,21 @@ class RolloutFeed:
             self._held = self._sample(turn, rank, world)
         _, sequences, columns, owners = self._held
         size = self.micro or len(sequences)
+        if self.whole and size < len(sequences):
+            return [self._collate(rows, sequences, columns, owners) for rows in self._by_group(sequences, size)]
         by_length = (
             sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids)) if size < len(sequences) else None
         )
         index = by_length or list(range(len(sequences)))
         return [self._collate(index[at : at + size], sequences, columns, owners) for at in range(0, len(index), size)]
+
+    def _by_group(self, sequences: Sequence[Sampled], size: int) -> list[list[int]]:
+        """Rows of each micro-batch, whole groups of nearly the same longest sequence together."""
+        n = self.group
+        groups = [range(at, at + n) for at in range(0, len(sequences), n)]
+        groups.sort(key=lambda rows: max(len(sequences[i].ids) for i in rows))
+        take = max(1, size // n)
+        return [[i for rows in groups[at : at + take] for i in rows] for at in range(0, len(groups), take)]
 
     def _sample(self, turn: int, rank: int, world: int) -> Held:
         chosen = order(self.seed, turn, max(1, self.batch // self.group), len(self.prompts))[rank::world]

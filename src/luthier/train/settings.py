@@ -17,7 +17,8 @@ class Training:
     lr: peak learning rate; warmup: share of steps (below 1) or number of steps. clip: gradient norm, 0 is off.
     precision: fp32, or bf16/fp16 autocast. packing: lay several sequences into rows of this many
     tokens; "auto" does so where it saves a sixth of the tokens and the model keeps them apart; 0 pads. The numbers are the same.
-    checkpointing: recompute activations in the backward pass. save_every: steps between checkpoints (0: only at the end and
+    checkpointing: recompute activations in the backward pass. shard: spread weights, gradients and optimiser state over all
+    processes (FSDP2) instead of a copy on each. save_every: steps between checkpoints (0: only at the end and
     on interruption); keep: how many checkpoints stay. log_every: steps between log lines.
     """
 
@@ -36,6 +37,7 @@ class Training:
     log_every: Annotated[int, Gt(0)] = 1
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     threads: Annotated[int, Ge(0), Le(1024)] = 0
+    shard: bool = False
 
     def faults(self) -> list[str]:
         """Combinations that cannot be: exactly one of steps and epochs."""

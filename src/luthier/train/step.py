@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from luthier.core.batch import Batch
 from luthier.core.errors import LuthierError
@@ -34,6 +34,7 @@ class Stepper:
 
     reduce: sums a tensor over ranks (identity in one process); world: number of ranks, undoing the gradient mean of
     data-parallel wrappers. backward: the accelerator's backward. no_sync: context maker for all but the last micro-batch.
+    kind: under which its passes are counted.
     """
 
     policy: Policy
@@ -43,10 +44,11 @@ class Stepper:
     backward: Callable[[Tensor], None]
     no_sync: Callable[[], object]
     world: int = 1
+    kind: str = "policy"
 
-    def terms(self, batch: Batch, ctx: Context, kind: str = "policy") -> tuple[Terms, ...]:
+    def terms(self, batch: Batch, ctx: Context, kind: str = "") -> tuple[Terms, ...]:
         """All terms of a micro-batch: the objective's, then the hooks'."""
-        s = self.policy.signals(batch, self.objective.needs.signals, kind)
+        s = self.policy.signals(batch, self.objective.needs.signals, kind or self.kind)
         out = as_terms(self.objective(batch, s))
         for hook in self.hooks:
             if "terms" in hook.points:
@@ -63,8 +65,10 @@ class Stepper:
         with torch.no_grad(), torch.random.fork_rng(enabled=True):
             return [[t.sums()[1] for t in self.terms(b, ctx, "count")] for b in micros]
 
-    def __call__(self, micros: Sequence[Batch], ctx: Context) -> StepResult:
+    def __call__(self, micros: Sequence[Batch], ctx: Context, parameters: Sequence[nn.Parameter] | None = None) -> StepResult:
         """Accumulate the gradient of one step; exact for any split into micro-batches and ranks.
+
+        parameters: what gathers gradients, where it is not what the adaptation trains.
 
         One term: its division waits until all counts are known. Several terms over several micro-batches: their counts are
         found first, which costs a forward pass without gradient for all micro-batches but the first.
@@ -88,7 +92,7 @@ class Stepper:
                 entry = sums.setdefault(name, [zero, zero, zero + term.scale])
                 entry[0], entry[1] = entry[0] + value.detach(), entry[1] + count.detach()
             self._backward(total, at == len(micros) - 1)
-        return self._finish(micros, sums, known[0] if deferred else None)
+        return self._finish(micros, sums, known[0] if deferred else None, parameters)
 
     def _backward(self, loss: Tensor, last: bool) -> None:
         if not loss.requires_grad:
@@ -100,18 +104,21 @@ class Stepper:
             with self.no_sync():  # type: ignore[attr-defined]
                 self.backward(loss)
 
-    def _finish(self, micros: Sequence[Batch], sums: dict[str, list[Tensor]], guess: Tensor | None) -> StepResult:
+    def _finish(self, micros: Sequence[Batch], sums: dict[str, list[Tensor]], guess: Tensor | None,
+                parameters: Sequence[nn.Parameter] | None) -> StepResult:  # fmt: skip
         totals = {k: (self.reduce(v[0]), self.reduce(v[1])) for k, v in sums.items()}
         if guess is not None:
             ((_, count),) = totals.values()
             factor = guess / count.clamp_min(1e-30)
-            for _, p in self.policy.attached.named_parameters():
+            for p in [p for _, p in self.policy.attached.named_parameters()] if parameters is None else parameters:
                 if p.grad is not None:
                     p.grad.mul_(factor.to(p.grad.dtype))
         values = {k: (float(n / c.clamp_min(1e-30)), float(c)) for k, (n, c) in totals.items()}
         loss = sum(values[k][0] * float(v[2]) for k, v in sums.items())
         seen = sum(int((b.inputs["attention_mask"] != 0).sum()) for b in micros if "attention_mask" in b.inputs)
         trained = sum(int(b.inputs["loss_mask"].sum()) for b in micros if "loss_mask" in b.inputs)
+        images = sum(len(b.inputs["image"]) for b in micros if "image" in b.inputs)
+        seen, trained = seen + images, trained + images
         if self.world > 1:
             device = next(iter(totals.values()))[0].device
             seen, trained = self.reduce(torch.tensor([seen, trained], device=device)).tolist()

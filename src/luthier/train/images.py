@@ -1,0 +1,74 @@
+"""Batches of images, with the noise and the uniform numbers of each row and step drawn here, so that any split is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.core.batch import CONDITION, Batch
+from luthier.core.streams import stream
+from luthier.train.feed import order
+
+UNIFORMS = 8
+"""Uniform numbers per row and step: the first is for the time, the second drops conditions, the rest are the objective's."""
+
+
+@dataclass
+class ImageFeed:
+    """Images in memory as batches.
+
+    images: per part (N, C, H, W), in the model's own range, float or as given by `decode`. conditions: raw inputs of the
+    conditioner by name, (N, ...). null: raw inputs of "no condition" for one row; drop: how often it takes the place of a
+    row's condition. decode: stored images -> model's range (for bytes).
+    """
+
+    images: tuple[Tensor, ...]
+    kind: str
+    parts: tuple[str, ...]
+    batch: int
+    seed: int
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
+    null: Mapping[str, Tensor] = field(default_factory=dict)
+    drop: float = 0.0
+    micro: int | None = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    meta: Sequence[Mapping[str, Any]] = ()
+    decode: Callable[[Tensor], Tensor] = torch.Tensor.float
+
+    def __len__(self) -> int:
+        return len(self.images[0])
+
+    def micros(self, step: int, rank: int = 0, world: int = 1) -> list[Batch]:
+        """Micro-batches of this rank: its share of the global batch and of the global noise."""
+        rows = order(self.seed, step, self.batch, len(self))
+        shape = (self.batch, *self.images[0].shape[1:])
+        noise = torch.randn(shape, generator=stream(self.seed, "diffusion.noise", step))
+        uniform = torch.rand(self.batch, UNIFORMS, generator=stream(self.seed, "diffusion.uniform", step)).clamp(
+            1e-7, 1 - 1e-7
+        )
+        own = list(range(self.batch))[rank::world]
+        size = self.micro or len(own)
+        return [
+            self.collate([rows[i] for i in at], noise[at], uniform[at])
+            for at in (own[i : i + size] for i in range(0, len(own), size))
+        ]
+
+    def collate(self, rows: Sequence[int], noise: Tensor, uniform: Tensor) -> Batch:
+        """The batch of these rows with these random numbers."""
+        index = torch.tensor(list(rows), dtype=torch.long)
+        inputs = {"image": torch.cat([self.decode(part[index]) for part in self.images])}
+        dropped = uniform[:, 1] < self.drop
+        for name, values in self.conditions.items():
+            chosen = values[index]
+            if self.drop:
+                chosen = torch.where(
+                    dropped.view(-1, *(1 for _ in chosen.shape[1:])), self.null[name].to(chosen.dtype), chosen
+                )
+            inputs[CONDITION + name] = torch.cat([chosen] * len(self.parts))
+        columns = {"noise": noise, "uniform": uniform, **{k: v[index] for k, v in self.columns.items()}}
+        meta = [self.meta[r] for r in rows] if self.meta else ()
+        return Batch(self.kind, inputs, self.parts, columns, tuple(rows), meta)
