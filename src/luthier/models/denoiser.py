@@ -35,6 +35,9 @@ class DenoiserModule(nn.Module):
         self.network, self.conditioner = network, conditioner or Conditioner()
         self.constant = CONSTANT.get(type(network).__name__, {})
         self.integer_time = False
+        for module in network.modules():
+            if type(module).__name__ == "LabelEmbedding":
+                module.dropout_prob = 0.0  # conditions are dropped by the recipe, from its own random stream
 
     def encode(self, condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Raw inputs as the network takes them; inputs that are encoded already stay as they are."""
@@ -263,17 +266,17 @@ def save_denoiser(loaded: LoadedDenoiser, changed: Mapping[str, Tensor], conditi
         if item.name not in (loaded.part, "conditioner"):
             shutil.copytree(item, out / item.name) if item.is_dir() else shutil.copy2(item, out / item.name)
     network: Any = loaded.module.network
-    state = {k: v.detach() for k, v in network.state_dict().items() if ".luthier" not in k}
-    state |= {k.removeprefix("network."): v for k, v in changed.items() if k.startswith("network.")}
     with torch.device("meta"):
         shell = type(network).from_config(network.config)
-    shell = shell.to_empty(device="cpu").to(network.dtype)
-    shell.load_state_dict(state)
+    known = set(shell.state_dict())
+    state = {k: v.detach() for k, v in network.state_dict().items() if k in known}
+    state |= {k.removeprefix("network."): v for k, v in changed.items() if k.startswith("network.")}
+    shell.to_empty(device="cpu").load_state_dict(state)
     shell.save_pretrained(out / loaded.part)
     own = {k.removeprefix("conditioner."): v for k, v in changed.items() if k.startswith("conditioner.")}
     if isinstance(conditioner, ClipText):
         encoder: Any = conditioner.encoder
-        whole = {k: own.get(f"encoder.{k}", v) for k, v in encoder.state_dict().items() if ".luthier" not in k}
+        whole = {k: own.get(f"encoder.{k}", v) for k, v in encoder.state_dict().items() if ".adapted." not in k}
         shutil.rmtree(out / "text_encoder", ignore_errors=True)
         encoder.save_pretrained(out / "text_encoder", state_dict=whole)
     elif (loaded.folder / "conditioner").is_dir():

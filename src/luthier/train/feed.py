@@ -60,7 +60,8 @@ class RowFeed:
 
     examples: per row one token sequence per part. columns: per-row values, (rows, ...). width: packing width, 0 pads,
     None packs into rows of twice the longest sequence where that saves a sixth of the tokens.
-    reference: cached reference log-probs, per row and part a 1-D tensor over trained tokens.
+    reference: cached reference log-probs, per row and part a 1-D tensor over trained tokens. tables: columns with a vector
+    for each trained token of the first part, per row (trained tokens, k); a batch has them as (B, T, k), 0 elsewhere.
     """
 
     examples: Sequence[tuple[Tokens, ...]]
@@ -74,6 +75,7 @@ class RowFeed:
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     meta: Sequence[Mapping[str, Any]] = ()
     reference: Sequence[tuple[Tensor, ...]] | None = None
+    tables: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -95,6 +97,8 @@ class RowFeed:
             inputs["ref_token_logp"] = self._cached(rows, sequences, inputs)
         index = torch.tensor(list(rows), dtype=torch.long)
         columns = {k: v[index] for k, v in self.columns.items()}
+        width = inputs["home" if "home" in inputs else "input_ids"].shape[1]
+        columns |= {k: torch.stack([_spread(self.examples[r][0], v[r], width) for r in rows]) for k, v in self.tables.items()}
         meta = [self.meta[r] for r in rows] if self.meta else ()
         return Batch(self.kind, inputs, self.parts, columns, tuple(rows), meta)
 
@@ -108,3 +112,12 @@ class RowFeed:
             trained[0] = False
             out[i, : len(s.ids)][trained] = values
         return out
+
+
+def _spread(tokens: Tokens, values: Tensor, width: int) -> Tensor:
+    """Vectors (trained tokens, k) at their places, (width, k)."""
+    trained = torch.tensor(tokens.mask, dtype=torch.bool)
+    trained[0] = False
+    out = torch.zeros(width, *values.shape[1:], dtype=values.dtype)
+    out[: len(trained)][trained] = values
+    return out

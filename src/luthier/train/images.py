@@ -23,7 +23,8 @@ class ImageFeed:
 
     images: per part (N, C, H, W), in the model's own range, float or as given by `decode`. conditions: raw inputs of the
     conditioner by name, (N, ...). null: raw inputs of "no condition" for one row; drop: how often it takes the place of a
-    row's condition. decode: stored images -> model's range (for bytes).
+    row's condition. decode: stored images -> model's range (for bytes). rows, shape: number and shape of what is generated,
+    where there are only conditions and no images.
     """
 
     images: tuple[Tensor, ...]
@@ -38,14 +39,16 @@ class ImageFeed:
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     meta: Sequence[Mapping[str, Any]] = ()
     decode: Callable[[Tensor], Tensor] = torch.Tensor.float
+    rows: int = 0
+    shape: tuple[int, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.images[0])
+        return self.rows or len(self.images[0])
 
     def micros(self, step: int, rank: int = 0, world: int = 1) -> list[Batch]:
         """Micro-batches of this rank: its share of the global batch and of the global noise."""
         rows = order(self.seed, step, self.batch, len(self))
-        shape = (self.batch, *self.images[0].shape[1:])
+        shape = (self.batch, *(self.shape or self.images[0].shape[1:]))
         noise = torch.randn(shape, generator=stream(self.seed, "diffusion.noise", step))
         uniform = torch.rand(self.batch, UNIFORMS, generator=stream(self.seed, "diffusion.uniform", step)).clamp(
             1e-7, 1 - 1e-7
@@ -60,7 +63,7 @@ class ImageFeed:
     def collate(self, rows: Sequence[int], noise: Tensor, uniform: Tensor) -> Batch:
         """The batch of these rows with these random numbers."""
         index = torch.tensor(list(rows), dtype=torch.long)
-        inputs = {"image": torch.cat([self.decode(part[index]) for part in self.images])}
+        inputs = {"image": torch.cat([self.decode(part[index]) for part in self.images])} if self.images else {}
         dropped = uniform[:, 1] < self.drop
         for name, values in self.conditions.items():
             chosen = values[index]

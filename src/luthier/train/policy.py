@@ -129,3 +129,19 @@ def _known(view: View) -> set[str]:
     from luthier.core.signals import BASE
 
     return set(BASE) | set(getattr(view, "extra_signals", ()))
+
+
+@contextmanager
+def averaged(policy: Policy, average: Any) -> Iterator[None]:
+    """The policy with averaged weights in place of its own, without gradient, inside the block."""
+    named = list(policy.attached.named_parameters())
+    other = average.average(named)
+    own = [p.data for _, p in named]
+    try:
+        with torch.no_grad():
+            for name, p in named:
+                p.data = other[name]
+            yield
+    finally:
+        for (_, p), data in zip(named, own, strict=True):
+            p.data = data

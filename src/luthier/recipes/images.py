@@ -1,0 +1,338 @@
+"""Recipes of image models: rows to images and conditions, the model as a denoiser, samples as measures and reports see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.core import Guidance, Sampler
+from luthier.core.config import build_component
+from luthier.core.errors import DataError, Refused, sentence
+from luthier.core.protocols import Row
+from luthier.core.registry import find
+from luthier.models.denoiser import DenoiserView, LoadedDenoiser, is_pipeline, load_denoiser
+from luthier.recipes.recipe import Recipe
+from luthier.train.images import ImageFeed
+
+WORLD = "lab:image"
+
+
+def is_image(recipe: Recipe) -> bool:
+    """Whether a recipe is about images: by its model, or by an objective of the diffusion room."""
+    if recipe.model.startswith(WORLD) or is_pipeline(recipe.model):
+        return True
+    spec = recipe.objective[0] if isinstance(recipe.objective, list | tuple) and recipe.objective else recipe.objective
+    name = next(iter(spec)) if isinstance(spec, Mapping) and spec else spec
+    return isinstance(name, str) and find(name).room == "diffusion"
+
+
+@dataclass
+class Pictures:
+    """Images of one source in the model's own range, with their rows and raw conditions.
+
+    images: per part (N, C, H, W), empty where only conditions are known. read: a world's exact reader of images, if any.
+    """
+
+    images: tuple[Tensor, ...]
+    parts: tuple[str, ...]
+    rows: list[dict[str, Any]]
+    conditions: dict[str, Tensor]
+    kind: str
+    statement: str
+    fingerprint: str
+    path: str
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def examples(self) -> list[dict[str, Any]]:
+        """The rows, one for each image."""
+        return self.rows
+
+    def keep(self, index: Sequence[int]) -> None:
+        """Keep only these rows, in this order."""
+        at = torch.tensor(list(index), dtype=torch.long)
+        self.images = tuple(part[at] for part in self.images)
+        self.conditions = {k: v[at] for k, v in self.conditions.items()}
+        self.rows = [self.rows[i] for i in index]
+
+
+@dataclass
+class ImageSubject:
+    """An image model as measures see it.
+
+    draw: samples latents or pixels from (runner, conditions, rows' numbers, seed). decode: to images in [-1, 1]. around, off:
+    as for language models: the context of every pass, and the one that switches the adaptation off.
+    """
+
+    view: DenoiserView
+    draw: Callable[[Any, Mapping[str, Tensor], Tensor, str], Tensor]
+    tokens: Callable[[Sequence[Row]], dict[str, Tensor]]
+    decode: Callable[[Tensor], Tensor]
+    encode: Callable[[Tensor], Tensor]
+    read: Callable[[Tensor], Any] | None = None
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    off: Callable[[], AbstractContextManager[Any]] | None = None
+    batch: int = 64
+    _told: dict[Any, Tensor] = field(default_factory=dict, repr=False)
+    _base: ImageSubject | None = field(default=None, repr=False)
+
+    def base(self) -> ImageSubject:
+        """The model before training; a model that was never trained is its own base."""
+        if self.off is None:
+            return self
+        if self._base is None:
+            self._base = ImageSubject(
+                self.view, self.draw, self.tokens, self.decode, self.encode, self.read, self.off, None, self.batch
+            )
+        return self._base
+
+    def runner(self) -> Any:
+        """The denoiser itself, in evaluation, without gradient."""
+        return self.view.runner(self._still)
+
+    def _still(self) -> AbstractContextManager[Any]:
+        from contextlib import ExitStack
+
+        stack, module = ExitStack(), self.view.wrapped
+        if module.training:
+            stack.callback(module.train)
+        module.eval()
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(self.around())
+        return stack
+
+    def generate(self, rows: Sequence[Row], *, samples: int = 1, role: str = "measure") -> Tensor:
+        """`samples` images for each row's condition, (n, samples, C, H, W) in [-1, 1]; the same noise for every model."""
+        key = (repr([sorted((k, str(v)) for k, v in r.items() if k != "image") for r in rows]), samples, role)
+        if key not in self._told:
+            raw = self.tokens(rows)
+            device = next(self.view.module.parameters()).device
+            number = torch.arange(len(rows) * samples)
+            made = []
+            for at in number.split(self.batch):
+                condition = {k: v[at // samples].to(device) for k, v in raw.items()}
+                made.append(self.decode(self.draw(self.runner(), condition, at, role)).clamp(-1, 1).cpu())
+            self._told[key] = torch.cat(made).unflatten(0, (len(rows), samples))
+        return self._told[key]
+
+
+def drawer(recipe: Recipe, path: Any, shape: tuple[int, int, int], handles: Mapping[str, Any]) -> Any:
+    """The recipe's `sampling` section as a function of (runner, condition, numbers of the samples, role)."""
+    from luthier.diffusion.samplers._driver import Noise, sample
+    from luthier.diffusion.schedules._grid import make_grid
+
+    asked = recipe.sampling
+    sampler: Sampler = build_component(asked.sampler, "diffusion", "sampling.sampler")
+    scale = [] if asked.guidance == 1.0 else [{"cfg": {"scale": asked.guidance}}]
+    guides: list[Guidance] = [
+        build_component(g, "diffusion", f"sampling.guides[{i}]") for i, g in enumerate([*scale, *asked.guides])
+    ]
+    grid = make_grid(path, asked.steps, asked.spacing)
+
+    def draw(runner: Any, condition: Mapping[str, Tensor], numbers: Tensor, role: str) -> Tensor:
+        noise = Noise(recipe.seed, tuple(numbers.tolist()), role)
+        held = runner.encode(condition) if condition else None
+        device = next(runner.view.module.parameters()).device
+        x = noise.start(path, (len(numbers), *shape)).to(device)
+        return sample(runner, sampler, x, grid, held, noise, guidance=guides, handles=handles)
+
+    return draw
+
+
+def source_of(recipe: Recipe) -> str:
+    """The folder of the recipe's image model."""
+    if recipe.model.startswith(WORLD):
+        from luthier.lab.image import World
+
+        return str(World().model_folder())
+    return recipe.model
+
+
+def pictures(recipe: Recipe, source: str, split: str, n: int, loaded: LoadedDenoiser, kind: str, seed: int) -> Pictures:
+    """Images of one source for this model. Raises DataError with every image that cannot be used."""
+    conditioner, pixels = loaded.module.conditioner, loaded.shape
+    if loaded.codec is not None:
+        factor = 2 ** (len(loaded.codec.vae.config.block_out_channels) - 1)  # type: ignore[union-attr]
+        pixels = (3, loaded.shape[1] * factor, loaded.shape[2] * factor)
+    if source.startswith(WORLD):
+        from luthier.recipes.image_world import world_pictures
+
+        made = world_pictures(source, split, n, seed, kind)
+    else:
+        made = _files(recipe, source, pixels, n, kind)
+    made.conditions = conditioner.tokens(made.rows) if conditioner.raw else {}
+    if loaded.codec is not None:
+        made.images = tuple(torch.cat([loaded.codec.encode(_float(b)) for b in part.split(16)]) for part in made.images)
+    return made
+
+
+def _float(stored: Tensor) -> Tensor:
+    """Bytes to the range [-1, 1]; floats as they are."""
+    return stored.float() / 127.5 - 1.0 if stored.dtype == torch.uint8 else stored.float()
+
+
+def _files(recipe: Recipe, source: str, shape: tuple[int, int, int], n: int, kind: str) -> Pictures:
+    from luthier.data.formats._images import load_images
+
+    if kind != "image":
+        raise DataError(sentence(f"data {source}", "images with captions or labels for this objective",
+                                 f"an objective that reads {kind}", "Use a lab world, or another objective"))  # fmt: skip
+    found = load_images(source, shape, recipe.data.resize, recipe.data.on_bad, recipe.data.fields)
+    made = Pictures((torch.from_numpy(found.pixels),), ("image",), found.rows, {}, "image", found.statement, found.fingerprint,
+                    source, [f"left out: {f}" for f in found.faults[:5]])  # fmt: skip
+    if n and len(made.rows) > n:
+        made.notes.append(f"the first {n} of {len(made.rows)} images are used")
+        made.keep(range(n))
+    return made
+
+
+@dataclass
+class Kit:
+    """What a prepared image recipe has beside the common parts."""
+
+    loaded: LoadedDenoiser
+    subject: ImageSubject
+    test: Pictures
+
+
+def prepare_images(recipe: Recipe, out: Path | None, on_event: Any, accelerator: Any) -> Any:
+    """Load, encode, attach: everything up to the first step of an image recipe."""
+    from luthier.diffusion.schedules._scheduler import kind_said, path_of
+    from luthier.recipes.build import Prepared, attach_all, build_parts
+    from luthier.recipes.rows import Splits
+    from luthier.train.loop import Job
+    from luthier.train.policy import Policy
+
+    parts = build_parts(recipe)
+    kind = kind_of(parts.objective)
+    loaded = load_denoiser(source_of(recipe), recipe.dtype)
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+    data = recipe.data
+    train = pictures(recipe, data.train, "train", data.rows, loaded, kind, recipe.seed)
+    test = _test(recipe, train, loaded, kind)
+    attached = attach_all(loaded.module, parts.adapt, recipe.seed)
+    if accelerator is not None:
+        loaded.module.to(accelerator.device)
+    path = path_of(loaded.scheduler)
+    view = DenoiserView(loaded.module, path, kind_said(loaded.scheduler), path.network_time)
+    policy = Policy(view, attached, _teacher(recipe))
+    policy.handles = handles_of(recipe, parts, policy, loaded, test)
+    draw = drawer(recipe, path, loaded.shape, {"reference": policy.handle("reference")})
+    subject = ImageSubject(view, draw, loaded.module.conditioner.tokens, *_codec(loaded), read=_reader(data.test or data.train),
+                           off=attached.disabled)  # fmt: skip
+    feed = feed_of(recipe, train, loaded)
+    job = Job(policy, parts.objective, feed, recipe.train, parts.optimiser, parts.schedule, parts.hooks, recipe.seed, out,
+              f"{recipe.identity}:{train.fingerprint}", accelerator, on_event, policy.handles)  # fmt: skip
+    return Prepared(recipe, parts, Splits(train, test.rows, []), train, policy, feed, job, [train.statement, *train.notes],
+                    Kit(loaded, subject, test))  # fmt: skip
+
+
+def kind_of(objective: Any) -> str:
+    """The kind of batches that an image objective reads. Raises Refused for objectives of text."""
+    members = getattr(objective, "members", (objective,))
+    kinds = {k for one in members for k in getattr(one, "inner", one).needs.batch}
+    if len(kinds) != 1 or not next(iter(kinds)).startswith("image"):
+        raise Refused(sentence(objective.name, "a model and data that it was made for", "an image model",
+                               "Use an objective of luthier.diffusion, for example denoise"))  # fmt: skip
+    return kinds.pop()
+
+
+def _test(recipe: Recipe, train: Pictures, loaded: LoadedDenoiser, kind: str) -> Pictures:
+    """Test images: a source of their own, a world's test split, or a share of the training images held out."""
+    from luthier.recipes.rows import holdout
+
+    data = recipe.data
+    if data.test is not None or data.train.startswith(WORLD):
+        return pictures(recipe, data.test or data.train, "test", data.test_rows or 100, loaded, kind, 0)
+    kept, out = holdout(len(train.rows), data.holdout)
+    test = replace(train, rows=list(train.rows), notes=[])
+    test.keep(out[: data.test_rows or len(out)])
+    train.keep(kept)
+    train.notes.append(f"no test data given: {len(out)} images held out of training (data.holdout)")
+    return test
+
+
+def _codec(loaded: LoadedDenoiser) -> tuple[Any, Any]:
+    if loaded.codec is None:
+        return (lambda x: x), (lambda x: x)
+    return loaded.codec.decode, loaded.codec.encode
+
+
+def _reader(source: str) -> Any:
+    if not source.startswith(WORLD):
+        return None
+    from luthier.recipes.image_world import reader
+
+    return reader()
+
+
+def _teacher(recipe: Recipe) -> Any:
+    """Another pipeline as the teacher, None without."""
+    from luthier.diffusion.schedules._scheduler import kind_said, path_of
+
+    if recipe.teacher is None:
+        return None
+    made = load_denoiser(source_of(replace(recipe, model=recipe.teacher)), recipe.dtype)
+    path = path_of(made.scheduler)
+    return DenoiserView(made.module, path, kind_said(made.scheduler), path.network_time)
+
+
+def handles_of(recipe: Recipe, parts: Any, policy: Any, loaded: LoadedDenoiser, test: Pictures) -> dict[str, Any]:
+    """What objectives may ask for beside policy, reference and teacher: "ema" and "reward"."""
+    from luthier.train.policy import averaged
+
+    out: dict[str, Any] = {}
+    average = next((h for h in parts.hooks if hasattr(h, "average")), None)
+    if average is not None:
+        out["ema"] = policy.view.runner(partial(averaged, policy, average), partial(policy.count, "ema"))
+    if parts.reward is not None:
+        decode = _codec(loaded)[0]
+        out["reward"] = ImageReward(parts.reward, decode)
+    return out
+
+
+@dataclass(frozen=True)
+class ImageReward:
+    """A reward component on what the sampler made: latents are decoded first; gradients flow where the reward lets them."""
+
+    reward: Any
+    decode: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor, rows: Sequence[Row]) -> Tensor:
+        """x (B, C, H, W) with the rows of their conditions -> (B,), higher is better."""
+        return self.reward(rows, self.decode(x))
+
+
+def feed_of(recipe: Recipe, train: Pictures, loaded: LoadedDenoiser) -> ImageFeed:
+    """Batches of the training images."""
+    conditioner = loaded.module.conditioner
+    null = {k: v[0] for k, v in conditioner.null(1).items()} if recipe.data.drop_condition and train.conditions else {}
+    columns = {
+        k: torch.tensor([float(r[k]) for r in train.rows])
+        for k in ("weight", "score")
+        if train.rows and k in train.rows[0]
+    }
+    return ImageFeed(train.images, train.kind, train.parts, recipe.train.batch, recipe.seed, train.conditions, null,
+                     recipe.data.drop_condition, recipe.train.micro, columns, train.rows, _float,
+                     rows=len(train.rows), shape=loaded.shape)  # fmt: skip
+
+
+def write_merged_images(loaded: LoadedDenoiser, attached: Any, folder: Path, main: bool = True) -> None:
+    """The pipeline with the adapted weights folded in; the live model is left as it is."""
+    from luthier.core.files import whole_folder
+    from luthier.models.denoiser import save_denoiser
+    from luthier.train.sharding import gathered
+
+    changed = {k: gathered(v) for k, v in attached.merged().items()}
+    if not main:
+        return
+    with torch.no_grad(), attached.disabled(), whole_folder(folder) as aside:
+        save_denoiser(loaded, changed, loaded.module.conditioner, aside)
