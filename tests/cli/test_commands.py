@@ -164,11 +164,13 @@ def test_the_lab_examples_are_checked_with_their_data(path):
     assert "rows of lab:language/" in ran.out
 
 
-def test_help_methods_and_check_never_import_torch_and_are_quick(tmp_path):
+def test_help_methods_and_check_load_nothing_heavy(tmp_path):
+    """What these commands load is what makes them quick; `python -m benchmarks --cells startup` measures the seconds."""
     recipe = ROOT / "examples" / "lab" / "nll.yaml"
+    heavy = ("torch", "transformers", "diffusers", "datasets", "pandas", "scipy", "sklearn", "accelerate")
     code = (
         "import sys; from luthier.cli.main import main\ntry: main()\nexcept SystemExit as e: assert not e.code, e.code\n"
-        "assert 'torch' not in sys.modules"
+        f"assert not [m for m in {heavy} if m in sys.modules], [m for m in {heavy} if m in sys.modules]"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     for words in (
@@ -180,17 +182,8 @@ def test_help_methods_and_check_never_import_torch_and_are_quick(tmp_path):
         ["check", str(recipe)],
         ["reproduce", "--list"],
     ):
-        best = 9.0
-        for _ in range(3):
-            began = time.perf_counter()
-            done = subprocess.run(
-                [sys.executable, "-c", code, *words], capture_output=True, text=True, env=env, cwd=tmp_path
-            )
-            best = min(best, time.perf_counter() - began)
-            assert done.returncode == 0, done.stderr
-            if best < 0.5:
-                break
-        assert best < 0.5, f"luthier {' '.join(words)} took {best:.2f} s at best"
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=env, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
 
 
 def test_preview_shows_trained_tokens(place, tmp_path, monkeypatch):

@@ -12,6 +12,41 @@ from luthier.cli._run import quiet
 from luthier.core.errors import ConfigError, LuthierError, unknown
 
 
+def draws_images(model: str) -> bool:
+    """Whether a run, a folder or a world is an image model."""
+    from luthier.models.pipelines import is_pipeline
+
+    manifest = Path(model) / "manifest.json"
+    if manifest.is_file():
+        model = json.loads(manifest.read_text(encoding="utf-8"))["recipe"]["model"]
+    return model.startswith("lab:image") or is_pipeline(model)
+
+
+def generate_images(
+    model: str, prompts: list[str], samples: int, seed: int, out: Path, steps: int, guidance: float, sampler: str
+) -> None:
+    """Sample images and write them as one grid, a row for each prompt."""
+    quiet()
+    if not prompts and not sys.stdin.isatty():
+        prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    from luthier.core.config import check_component, load_yaml
+    from luthier.recipes.image_runs import asked, grid, subject_at
+    from luthier.recipes.recipe import ImageSampling
+
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"generate --out requires a file that ends in .png; got {str(out)!r}. Rename it.")
+    given = load_yaml(sampler, "--sampler") if sampler else None
+    if given is not None and (faults := check_component(given, "diffusion", "--sampler")[1]):
+        raise ConfigError(faults)
+    told = bool(steps or guidance or sampler)
+    chosen = ImageSampling(sampler=given or "euler", steps=steps or 20, guidance=guidance or 1.0) if told else None
+    subject = subject_at(model, chosen, seed)
+    made = subject.generate(asked(prompts, subject), samples=samples, role="generate")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    grid(made).save(out)
+    typer.echo(f"{made.shape[0]} x {made.shape[1]} images written to {out}")
+
+
 def generate_text(
     model: str, prompts: list[str], samples: int, temperature: float, max_new: int, seed: int, as_json: bool
 ) -> None:
@@ -26,6 +61,8 @@ def generate_text(
     from luthier.recipes.export import LoadedRun, plain_subject
 
     folder = Path(model)
+    if draws_images(model):
+        raise ConfigError("generate requires --out FILE.png for an image model; got none. Add it.")
     subject = LoadedRun(folder).subject(seed) if (folder / "adapter").is_dir() else plain_subject(model, seed)
     made = subject.generate(prompts, samples=samples, temperature=temperature, max_new=max_new, role="generate")
     if as_json:

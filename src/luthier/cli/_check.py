@@ -28,11 +28,20 @@ def check_recipe(path: Path, sets: list[str]) -> None:
 
 def _data(plain: dict[str, Any], faults: list[str]) -> str:
     """Read all data that the recipe names; faults join the others. Returns how the training data was read."""
-    from luthier.recipes.rows import advice, file_rows, is_world, listed, world_rows
+    from luthier.recipes.image_check import image_faults, is_image
+    from luthier.recipes.rows import advice, file_rows, is_world, kind_after, listed, world_rows
 
     data = build_section(Data, plain["data"] if isinstance(plain["data"], dict) else {"train": plain["data"]})
-    found = []
-    for key, source, rows in [("train", data.train, data.rows or 512), ("test", data.test, 1), *(("old", s, 1) for s in listed(data.old))]:
+    if is_image(str(plain.get("model", "")), plain.get("objective", "nll")):
+        statement, found = image_faults(plain, data)
+        faults += found
+        return statement
+    found: list[Any] = []
+    for key, source, rows in [
+        ("train", data.train, data.rows or 512),
+        ("test", data.test, 1),
+        *(("old", s, 1) for s in listed(data.old)),
+    ]:
         try:
             if source is not None and is_world(source):
                 found.append(world_rows(source, "train" if key == "train" else "test", rows, 0, data.noise))
@@ -43,9 +52,14 @@ def _data(plain: dict[str, Any], faults: list[str]) -> str:
             if key == "train":
                 return ""
     train = found[0]
+    try:
+        kind = kind_after(train, data.steps)
+    except LuthierError as fault:
+        faults.append(str(fault))
+        return ""
     for entry in [] if plain.get("loop") else slot_entries("objective", plain.get("objective", "nll"), []):
         wanted = entry.card.needs.batch
-        if wanted and train.kind not in wanted and not ("group" in wanted and train.kind in ("prompts", "text")):
-            faults.append(f"{entry.short} requires {' or '.join(wanted)} data; got {train.kind} data in {data.train}. "
+        if wanted and kind not in wanted and not ("group" in wanted and kind in ("prompts", "text")):
+            faults.append(f"{entry.short} requires {' or '.join(wanted)} data; got {kind} data in {data.train}. "
                           f"{advice(wanted[0], train)}")  # fmt: skip
     return train.statement

@@ -125,7 +125,7 @@ def merge(
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(help="A run's folder, a model folder, a hub name or lab:language.")],
+    model: Annotated[str, typer.Argument(help="A run's folder, a model folder, a hub name, lab:language or lab:image.")],
     prompt: Annotated[
         list[str] | None, typer.Option(help="A prompt; repeat for several. Default: read lines from standard input.")
     ] = None,
@@ -134,10 +134,17 @@ def generate(
     max_new: Annotated[int, typer.Option(min=1, help="Tokens at most.")] = 64,
     seed: int = 0,
     as_json: AsJson = False,
+    out: Annotated[Path | None, typer.Option(help="Image models: the PNG that shows all images.")] = None,
+    steps: Annotated[int, typer.Option(min=0, help="Image models: steps of the sampler (0: the run's own).")] = 0,
+    guidance: Annotated[float, typer.Option(min=0.0, help="Image models: scale of guidance (0: the run's own).")] = 0.0,
+    sampler: Annotated[str, typer.Option(help="Image models: a sampler, such as ddim or '{tcd: {gamma: 0.3}}'.")] = "",
 ) -> None:
     """Sample from a model or a run."""
-    from luthier.cli._artifacts import generate_text
+    from luthier.cli._artifacts import generate_images, generate_text
 
+    if out is not None:
+        generate_images(model, prompt or [], samples, seed, out, steps, guidance, sampler)
+        return
     generate_text(model, prompt or [], samples, temperature, max_new, seed, as_json)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,11 +20,14 @@ def samples_of(table: Runs, arms: Sequence[str], seeds: Sequence[int]) -> tuple[
     """Samples by prompt of the first seed that has any; and how many prompts stay in the result files only."""
     for seed in seeds:
         by_prompt: dict[str, dict[str, tuple[str, ...]]] = {}
+        drawn: dict[str, dict[str, tuple[str, ...]]] = {}
         for arm in arms:
             for sample in table[arm, seed].samples if (arm, seed) in table else ():
                 by_prompt.setdefault(str(sample["prompt"]), {})[arm] = tuple(map(str, sample["outputs"]))
+                if images := [i for i in sample.get("images", ()) if re.fullmatch(r"[A-Za-z0-9+/]+={0,2}", str(i))]:
+                    drawn.setdefault(str(sample["prompt"]), {})[arm] = tuple(images)
         if by_prompt:
-            whole = [Sample(prompt=p, seed=seed, outputs=o) for p, o in by_prompt.items()]
+            whole = [Sample(prompt=p, seed=seed, outputs=o, images=drawn.get(p, {})) for p, o in by_prompt.items()]
             return tuple(whole[:SAMPLES]), max(0, len(whole) - SAMPLES)
     return (), 0
 

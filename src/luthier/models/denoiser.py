@@ -17,6 +17,7 @@ from luthier.core.batch import Batch
 from luthier.core.errors import ModelError, sentence
 from luthier.models.conditioning import ClassLabels, ClipText, Conditioner, load_conditioner
 from luthier.models.loading import DTYPES
+from luthier.models.pipelines import read_index
 
 CONSTANT: Mapping[str, dict[str, Any]] = {
     "PixArtTransformer2DModel": {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}},
@@ -48,7 +49,7 @@ class DenoiserModule(nn.Module):
     def forward(self, x: Tensor, time: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         """x (B, C, H, W), time (B,) in the network's own units -> prediction (B, C, H, W)."""
         out = self.network(
-            x, time.long() if self.integer_time else time, **self.encode(condition), **self.constant, return_dict=False
+            x, timestep=time.long() if self.integer_time else time, **self.encode(condition), **self.constant, return_dict=False
         )[0]
         return out[:, : x.shape[1]]
 
@@ -165,27 +166,12 @@ class LatentCodec:
         return vae.decode(latents / self.scale + self.shift, return_dict=False)[0]
 
 
-def is_pipeline(source: str) -> bool:
-    """Whether a folder holds a diffusers pipeline."""
-    return (Path(source).expanduser() / "model_index.json").is_file()
-
-
 def load_denoiser(source: str, dtype: str = "fp32") -> LoadedDenoiser:
     """A pipeline folder of diffusers, or a lab world's. Raises ModelError naming the part that is missing or unfit."""
     folder = Path(source).expanduser()
     if not folder.is_dir():
         folder = _downloaded(source)
-    if not (folder / "model_index.json").is_file():
-        raise ModelError(
-            sentence(
-                f"model folder {folder}", "model_index.json", "none", "Give a folder that holds a diffusers pipeline"
-            )
-        )
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    part = next((p for p in ("transformer", "unet") if p in index), None)
-    if part is None:
-        raise ModelError(sentence(f"model folder {folder}", "a transformer or a unet", ", ".join(k for k in index if k[0] != "_"),
-                                  "Give a pipeline for images"))  # fmt: skip
+    index, part = read_index(folder)
     scheduler = {}
     if (folder / "scheduler" / "scheduler_config.json").is_file():
         scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))

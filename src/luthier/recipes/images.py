@@ -16,21 +16,11 @@ from luthier.core import Guidance, Sampler
 from luthier.core.config import build_component
 from luthier.core.errors import DataError, Refused, sentence
 from luthier.core.protocols import Row
-from luthier.core.registry import find
-from luthier.models.denoiser import DenoiserView, LoadedDenoiser, is_pipeline, load_denoiser
+from luthier.models.denoiser import DenoiserView, LoadedDenoiser, load_denoiser
+from luthier.models.pipelines import pixel_shape
+from luthier.recipes.image_check import IMAGE_WORLD as WORLD
 from luthier.recipes.recipe import Recipe
 from luthier.train.images import ImageFeed
-
-WORLD = "lab:image"
-
-
-def is_image(recipe: Recipe) -> bool:
-    """Whether a recipe is about images: by its model, or by an objective of the diffusion room."""
-    if recipe.model.startswith(WORLD) or is_pipeline(recipe.model):
-        return True
-    spec = recipe.objective[0] if isinstance(recipe.objective, list | tuple) and recipe.objective else recipe.objective
-    name = next(iter(spec)) if isinstance(spec, Mapping) and spec else spec
-    return isinstance(name, str) and find(name).room == "diffusion"
 
 
 @dataclass
@@ -157,10 +147,7 @@ def source_of(recipe: Recipe) -> str:
 
 def pictures(recipe: Recipe, source: str, split: str, n: int, loaded: LoadedDenoiser, kind: str, seed: int) -> Pictures:
     """Images of one source for this model. Raises DataError with every image that cannot be used."""
-    conditioner, pixels = loaded.module.conditioner, loaded.shape
-    if loaded.codec is not None:
-        factor = 2 ** (len(loaded.codec.vae.config.block_out_channels) - 1)  # type: ignore[union-attr]
-        pixels = (3, loaded.shape[1] * factor, loaded.shape[2] * factor)
+    conditioner, pixels = loaded.module.conditioner, pixel_shape(loaded.folder)
     if source.startswith(WORLD):
         from luthier.recipes.image_world import world_pictures
 
@@ -226,7 +213,7 @@ def prepare_images(recipe: Recipe, out: Path | None, on_event: Any, accelerator:
     policy = Policy(view, attached, _teacher(recipe))
     policy.handles = handles_of(recipe, parts, policy, loaded, test)
     draw = drawer(recipe, path, loaded.shape, {"reference": policy.handle("reference")})
-    subject = ImageSubject(view, draw, loaded.module.conditioner.tokens, *_codec(loaded), read=_reader(data.test or data.train),
+    subject = ImageSubject(view, draw, loaded.module.conditioner.tokens, *codec_of(loaded), read=_reader(data.test or data.train),
                            off=attached.disabled)  # fmt: skip
     feed = feed_of(recipe, train, loaded)
     job = Job(policy, parts.objective, feed, recipe.train, parts.optimiser, parts.schedule, parts.hooks, recipe.seed, out,
@@ -260,7 +247,8 @@ def _test(recipe: Recipe, train: Pictures, loaded: LoadedDenoiser, kind: str) ->
     return test
 
 
-def _codec(loaded: LoadedDenoiser) -> tuple[Any, Any]:
+def codec_of(loaded: LoadedDenoiser) -> tuple[Any, Any]:
+    """(decode, encode) between the model's range and images in [-1, 1]."""
     if loaded.codec is None:
         return (lambda x: x), (lambda x: x)
     return loaded.codec.decode, loaded.codec.encode
@@ -294,7 +282,7 @@ def handles_of(recipe: Recipe, parts: Any, policy: Any, loaded: LoadedDenoiser, 
     if average is not None:
         out["ema"] = policy.view.runner(partial(averaged, policy, average), partial(policy.count, "ema"))
     if parts.reward is not None:
-        decode = _codec(loaded)[0]
+        decode = codec_of(loaded)[0]
         out["reward"] = ImageReward(parts.reward, decode)
     return out
 

@@ -64,11 +64,12 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What the models of all arms wrote to one prompt, with one seed."""
+    """What the models of all arms made of one prompt, with one seed: texts, or images as PNGs in base64."""
 
     prompt: str
     seed: int
     outputs: Mapping[str, tuple[str, ...]]
+    images: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,6 +133,8 @@ def _licence(facts: CardFacts) -> str:
 def _samples(samples: Sequence[Mapping[str, Any]]) -> list[str]:
     out: list[str] = []
     for sample in samples:
+        if not sample["outputs"]:
+            continue
         out += [f"Prompt:\n\n{fence(str(sample['prompt']))}\n"]
         out += [f"Output:\n\n{fence(str(o))}\n" for o in sample["outputs"]]
     return ["## Samples", "", *out] if out else []

@@ -1,0 +1,62 @@
+"""Facts of a diffusers pipeline folder, read from its JSON files alone. Free of torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from luthier.core.errors import ModelError, sentence
+
+PARTS = ("transformer", "unet")
+
+
+def is_pipeline(source: str) -> bool:
+    """Whether a folder holds a diffusers pipeline."""
+    return (Path(source).expanduser() / "model_index.json").is_file()
+
+
+def read_index(folder: Path) -> tuple[dict[str, Any], str]:
+    """(model_index.json, the part that denoises). Raises ModelError for folders that are no pipeline for images."""
+    if not (folder / "model_index.json").is_file():
+        raise ModelError(
+            sentence(
+                f"model folder {folder}", "model_index.json", "none", "Give a folder that holds a diffusers pipeline"
+            )
+        )
+    index = _json(folder / "model_index.json")
+    part = next((p for p in PARTS if p in index), None)
+    if part is None:
+        there = ", ".join(k for k in index if k[0] != "_")
+        raise ModelError(
+            sentence(f"model folder {folder}", "a transformer or a unet", there, "Give a pipeline for images")
+        )
+    return index, part
+
+
+def pixel_shape(folder: Path) -> tuple[int, int, int]:
+    """(C, H, W) of the images that the pipeline is about, latents undone."""
+    index, part = read_index(folder)
+    config = _json(folder / part / "config.json")
+    size = config.get("sample_size")
+    size = size[0] if isinstance(size, list) else size
+    if not isinstance(size, int):
+        raise ModelError(sentence(f"model {folder}, {part}", "a sample_size in config.json", repr(size), "Add it"))
+    if not index.get("vae", [None])[0]:
+        return int(config["in_channels"]), size, size
+    vae = _json(folder / "vae" / "config.json")
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    return int(vae.get("in_channels", 3)), size * factor, size * factor
+
+
+def takes_captions(folder: Path) -> bool:
+    """Whether the pipeline is conditioned on text."""
+    index, _ = read_index(folder)
+    return bool(index.get("text_encoder", [None])[0]) or (folder / "conditioner").is_dir()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise ModelError(sentence(str(path), "a readable JSON file", str(fault), "Download the model again")) from fault
