@@ -215,7 +215,7 @@ def prepare_images(recipe: Recipe, out: Path | None, on_event: Any, accelerator:
     draw = drawer(recipe, path, loaded.shape, {"reference": policy.handle("reference")})
     subject = ImageSubject(view, draw, loaded.module.conditioner.tokens, *codec_of(loaded), read=_reader(data.test or data.train),
                            off=attached.disabled)  # fmt: skip
-    feed = feed_of(recipe, train, loaded)
+    feed = feed_of(recipe, train, loaded, parts.objective)
     job = Job(policy, parts.objective, feed, recipe.train, parts.optimiser, parts.schedule, parts.hooks, recipe.seed, out,
               f"{recipe.identity}:{train.fingerprint}", accelerator, on_event, policy.handles)  # fmt: skip
     return Prepared(recipe, parts, Splits(train, test.rows, []), train, policy, feed, job, [train.statement, *train.notes],
@@ -299,7 +299,7 @@ class ImageReward:
         return self.reward(rows, self.decode(x))
 
 
-def feed_of(recipe: Recipe, train: Pictures, loaded: LoadedDenoiser) -> ImageFeed:
+def feed_of(recipe: Recipe, train: Pictures, loaded: LoadedDenoiser, objective: Any) -> ImageFeed:
     """Batches of the training images."""
     conditioner = loaded.module.conditioner
     null = {k: v[0] for k, v in conditioner.null(1).items()} if recipe.data.drop_condition and train.conditions else {}
@@ -310,7 +310,8 @@ def feed_of(recipe: Recipe, train: Pictures, loaded: LoadedDenoiser) -> ImageFee
     }
     return ImageFeed(train.images, train.kind, train.parts, recipe.train.batch, recipe.seed, train.conditions, null,
                      recipe.data.drop_condition, recipe.train.micro, columns, train.rows, _float,
-                     rows=len(train.rows), shape=loaded.shape)  # fmt: skip
+                     rows=len(train.rows), shape=loaded.shape, steps=recipe.train.total_steps(len(train.rows)),
+                     references=max((getattr(one, "references", 0) for one in members), default=0))  # fmt: skip
 
 
 def write_merged_images(loaded: LoadedDenoiser, attached: Any, folder: Path, main: bool = True) -> None:

@@ -24,7 +24,8 @@ class ImageFeed:
     images: per part (N, C, H, W), in the model's own range, float or as given by `decode`. conditions: raw inputs of the
     conditioner by name, (N, ...). null: raw inputs of "no condition" for one row; drop: how often it takes the place of a
     row's condition. decode: stored images -> model's range (for bytes). rows, shape: number and shape of what is generated,
-    where there are only conditions and no images.
+    where there are only conditions and no images. steps: of the whole run, for objectives that change as it goes (column
+    "progress", from 0 to below 1). references: images of the whole data drawn for each step (column "references", (K, C, H, W)).
     """
 
     images: tuple[Tensor, ...]
@@ -41,6 +42,8 @@ class ImageFeed:
     decode: Callable[[Tensor], Tensor] = torch.Tensor.float
     rows: int = 0
     shape: tuple[int, ...] = ()
+    steps: int = 1
+    references: int = 0
 
     def __len__(self) -> int:
         return self.rows or len(self.images[0])
@@ -60,18 +63,16 @@ class ImageFeed:
             for at in (own[i : i + size] for i in range(0, len(own), size))
         ]
 
-    def collate(self, rows: Sequence[int], noise: Tensor, uniform: Tensor) -> Batch:
-        """The batch of these rows with these random numbers."""
+    def collate(self, rows: Sequence[int], drawn: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> Batch:
+        """The batch of these rows with what was drawn for each of them, and for all of them."""
         index = torch.tensor(list(rows), dtype=torch.long)
         inputs = {"image": torch.cat([self.decode(part[index]) for part in self.images])} if self.images else {}
-        dropped = uniform[:, 1] < self.drop
+        dropped = drawn["uniform"][:, 1] < self.drop
         for name, values in self.conditions.items():
             chosen = values[index]
             if self.drop:
-                chosen = torch.where(
-                    dropped.view(-1, *(1 for _ in chosen.shape[1:])), self.null[name].to(chosen.dtype), chosen
-                )
+                chosen = torch.where(dropped.view(-1, *(1 for _ in chosen.shape[1:])), self.null[name].to(chosen.dtype), chosen)
             inputs[CONDITION + name] = torch.cat([chosen] * len(self.parts))
-        columns = {"noise": noise, "uniform": uniform, **{k: v[index] for k, v in self.columns.items()}}
+        columns = {**drawn, **shared, **{k: v[index] for k, v in self.columns.items()}}
         meta = [self.meta[r] for r in rows] if self.meta else ()
         return Batch(self.kind, inputs, self.parts, columns, tuple(rows), meta)

@@ -1,0 +1,55 @@
+"""One trained 2-D teacher per world and its few-step students, judged by their distance from the truth: shared by claims."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.core import NoisePath, Objective, stream
+from luthier.diffusion.schedules.flow import Flow
+from luthier.diffusion.schedules.times.logit_normal import LogitNormal
+from luthier.diffusion.train.denoise import Denoise
+from luthier.lab.micro.mixture import Mixture, mmd_to
+from luthier.reproduce.claim import TUNING_SEED
+from luthier.reproduce.claims._denoiser import Net, Trainer, frozen, points
+
+MODES, POINTS, RATES = 5, 4000, (3e-4, 1e-3, 3e-3)
+
+
+@functools.cache
+def world(seed: int) -> tuple[Mixture, Tensor]:
+    """A mixture of five modes and 4,000 points of it."""
+    mixture = Mixture.random(MODES, 2, seed)
+    return mixture, mixture.sample(POINTS, stream(seed, "claim.few_steps"))[0].float()
+
+
+@functools.cache
+def teacher(seed: int, path: NoisePath | None = None, kind: str = "velocity") -> Net:
+    """A denoiser trained on the world's points, averaged; frozen."""
+    at = path or Flow()
+    net = Trainer(Net(at, kind, seed), world(seed)[1], seed)
+    return frozen(net.run(Denoise(times=LogitNormal()), 800, 3e-3, 0.99))
+
+
+def student(seed: int, objective: Objective, lr: float, steps: int, start: Net | None = None, **more: Any) -> Net:
+    """The teacher (or `start`) trained on with an objective; averaged over about twenty steps."""
+    begin = copy.deepcopy(start or teacher(seed)).requires_grad_(True)
+    trainer = Trainer(begin, world(seed)[1], seed, {"reference": frozen(begin), **more.pop("handles", {})})
+    return trainer.run(objective, steps, lr, 0.95, **more)
+
+
+def distances(net: Net, sampler: Any, counts: tuple[int, ...], seed: int) -> dict[str, float]:
+    """mmd_N: squared discrepancy of N-step samples from the truth, times 1,000."""
+    truth = world(seed)[0]
+    return {f"mmd_{n}": 1000 * mmd_to(points(net, sampler, n, seed), truth) for n in counts}
+
+
+def best_rate(figures: Callable[[int, float], Mapping[str, float]], measure: str) -> float:
+    """The learning rate of the lowest figure, on a world that is not reported."""
+    torch.manual_seed(0)
+    return min(RATES, key=lambda lr: figures(TUNING_SEED, lr)[measure])

@@ -1,0 +1,78 @@
+"""Do the improved techniques make consistency training from data better than the first recipe?"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from luthier.core import Batch, Objective, Signals, Terms
+from luthier.diffusion.consistency._jump import jump, pick
+from luthier.diffusion.consistency._ratios import time_at
+from luthier.diffusion.consistency.ict import ICT, karras_levels
+from luthier.diffusion.samplers.consistency import Consistency
+from luthier.diffusion.schedules._path import mix
+from luthier.diffusion.schedules.ve import VE
+from luthier.reproduce.claim import Claim
+from luthier.reproduce.claims._denoiser import Net, Trainer
+from luthier.reproduce.claims._few_steps import best_rate, distances, world
+
+STEPS, COUNTS, PATH = 600, (1, 2), VE()
+
+
+@dataclass(frozen=True)
+class First(Objective):
+    """Consistency training as first published: squared distance, an averaged target, 18 levels drawn evenly, weight 1."""
+
+    levels: int = 18
+
+    def __call__(self, batch: Batch, s: Signals) -> Terms:
+        """(B,) values."""
+        model, x0, noise = s.handle("policy"), s["image"], s["noise"]
+        levels = karras_levels(self.levels, 0.002, 80.0).to(noise)
+        at = pick(s["uniform"][:, 0], self.levels - 1)
+        t, r = time_at(model.path, levels[at + 1]), time_at(model.path, levels[at])
+        end = torch.zeros_like(t)
+        with torch.no_grad():
+            goal = jump(s.handle("ema"), mix(model.path, x0, noise, r), r, end, None)
+        out = jump(model, mix(model.path, x0, noise, t), t, end, None)
+        return Terms("ct", (out - goal).square().flatten(1).mean(1))
+
+
+ARMS: dict[str, Any] = {"ict": ICT(first=10, last=160), "ct": First()}
+
+
+def figures(arm: str, seed: int, lr: float) -> dict[str, float]:
+    """Distances of 1- and 2-step samples of a network trained from nothing."""
+    trainer = Trainer(Net(PATH, "v", seed), world(seed)[1], seed)
+    return distances(trainer.run(ARMS[arm], STEPS, lr, 0.95), Consistency(), COUNTS, seed)
+
+
+@functools.cache
+def tuned(arm: str) -> float:
+    """The rate with the best 1-step samples."""
+    return best_rate(lambda seed, lr: figures(arm, seed, lr), "mmd_1")
+
+
+def run(seed: int) -> dict[str, dict[str, float]]:
+    """Both arms at their own best rate; `ict.mmd_2` against `ict.mmd_1` is seen in the table."""
+    return {arm: figures(arm, seed, tuned(arm)) for arm in ARMS}
+
+
+CLAIM = Claim(
+    component="ict",
+    papers=(11,),
+    source="arXiv 2310.14189",
+    says="Improved consistency training draws far better in one step than consistency training as first published.",
+    world="mixtures of five modes in the plane, networks trained from nothing; exact discrepancy from the truth",
+    expect="ict < ct : mmd_1",
+    also=("ict < ct : mmd_2",),
+    measure="mmd_1",
+    seeds=tuple(range(5)),
+    run=run,
+    budget_s=150,
+    note="The first recipe: squared distance, averaged target, 18 even levels, weight 1. Levels of ict double from 10 to 160 in the "
+    "600 steps. Both networks predict v on the ve path. Rates are chosen on a world that is not reported.",
+)
