@@ -21,7 +21,15 @@ MORE: dict[str, list[dict[str, Any]]] = {
         {"rank": 2, "mode": "a_only"},
         {"rank": 3, "rank_stabilised": True},
     ],
+    "adapt.lowrank.locon": [{"rank": 2, "tucker": True}, {"rank": 1, "conv_rank": 3, "rank_stabilised": True}],
+    "adapt.lowrank.loha": [{"rank": 2}],
+    "adapt.lowrank.lokr": [{"rank": 1, "both": True}, {"whole": True, "factor": 3}],
+    "adapt.sparse.diablo": [{"blocks": 1}, {"blocks": 5}],
     "adapt.sparse.neuroada": [{"k": 2, "choose": "random"}],
+    "adapt.sparse.saft": [{"density": 0.05}],
+    "adapt.sparse.s2ft": [{"ratio": 0.3, "side": "out"}, {"ratio": 0.3, "choose": "weight"}],
+    "adapt.sparse.spiel": [{"density": 0.05, "grow": "ma"}],
+    "adapt.sparse.lt_sft": [{"density": 0.05, "l1": 0.1}],
     "adapt.representation.lofit": [{"stage": "tune", "random": True, "count": 3}],
     "adapt.peft": [
         {"method": "IA3", "config": {"target_modules": ["q_proj", "down_proj"], "feedforward_modules": ["down_proj"]}}
@@ -37,7 +45,7 @@ def variants(ident: str) -> list[Callable[[], Adaptation]]:
 
 def fits(ident: str, model: str) -> bool:
     """Whether the component is meant for such a model."""
-    if ident == "adapt.representation.lofit":
+    if ident in ("adapt.representation.lofit", "adapt.sparse.s2ft"):
         return model in ("llama", "llama-tied", "gpt2", "bert")
     if ident == "adapt.peft":
         return model.startswith("llama")

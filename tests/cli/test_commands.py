@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -503,7 +502,7 @@ def test_reproduce_lists_claims():
 
 def test_worlds_that_are_not_there(tmp_path):
     refused(luthier("lab", "check", "langage"), "unknown world 'langage'; did you mean 'language'?")
-    refused(luthier("lab", "build", "image", "--out", tmp_path / "x"), "unknown world 'image'")
+    refused(luthier("lab", "build", "imgae", "--out", tmp_path / "x"), "unknown world 'imgae'; did you mean 'image'?")
     assert not (tmp_path / "x").exists()
 
 

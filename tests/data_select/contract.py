@@ -36,7 +36,8 @@ def embed(texts: Sequence[str]) -> Tensor:
 def context(seed: int = 0) -> DataContext:
     """A context with everything a selector may ask for."""
     return DataContext(seed=seed, embed=embed, count_tokens=lambda t: len(t.split()),
-                       score=lambda rows: torch.tensor([float(r["score"]) for r in rows]))  # fmt: skip
+                       score=lambda rows: torch.tensor([float(r["score"]) for r in rows]),
+                       gradients=lambda rows: embed([r["prompt"] for r in rows]) - 0.5)  # fmt: skip
 
 
 def selectors() -> dict[str, Callable[[int | float], Select]]:

@@ -68,4 +68,7 @@ def test_equals_the_loss_of_diffusers_training_scripts():
 
 
 def test_error_is_the_mean_over_pixels():
-    same(denoising_error(torch.zeros(2, 1, 2, 2, dtype=F64), torch.full((2, 1, 2, 2), 2.0, dtype=F64)), torch.full((2,), 4.0, dtype=F64))
+    same(
+        denoising_error(torch.zeros(2, 1, 2, 2, dtype=F64), torch.full((2, 1, 2, 2), 2.0, dtype=F64)),
+        torch.full((2,), 4.0, dtype=F64),
+    )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,7 @@ class Table:
     other_rank: Tensor | None = None
     kl: Tensor | None = None
     kl_reverse: Tensor | None = None
+    top_logp: Tensor | None = None
 
 
 @dataclass
@@ -35,12 +37,14 @@ class Fake:
     """Says whole answers with given probabilities; words and an end sign are its tokens, with the implied conditionals.
 
     says: prompt -> {answer: probability}; start: the model before training (None: itself). calls counts what was asked.
+    changed: the matrices that training changed.
     """
 
     says: Says
     start: Fake | None = None
     seed: int = 0
     calls: list[str] = field(default_factory=list)
+    changed: Callable[[], Iterator[tuple[str, Tensor, Tensor]]] | None = None
 
     def base(self) -> Fake:
         return self.start or self
@@ -95,18 +99,32 @@ class Fake:
             counts.append(len(response.split()) + 1)
         return torch.tensor(sums, dtype=torch.float64), torch.tensor(counts)
 
+    def gradients(self, prompts: Sequence[Any], responses: Sequence[str], *, dim: int = 1024, seed: int = 0) -> Tensor:
+        """A direction of its own for every prompt and response, the same for every fake."""
+        rows = [numpy_stream(seed, f"gradient/{p}/{r}").normal(size=dim) for p, r in zip(prompts, responses, strict=True)]
+        return torch.tensor(np.array(rows).reshape(len(rows), dim), dtype=torch.float32)
+
+    def contributions(self, prompts: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """The base's part has length 1; the tuning's is how much the answers' probabilities moved."""
+        moved = []
+        for p in prompts:
+            now, then = self.says(p), self.base().says(p)
+            moved.append(sum(abs(now.get(a, 0.0) - then.get(a, 0.0)) for a in {**now, **then}))
+        return torch.ones(len(moved), 1).double(), torch.tensor(moved).double()[:, None]
+
     def token_table(self, prompts: Sequence[Any], responses: Sequence[str], other: Fake | None = None) -> list[Table]:
         return [self._table(p, r, other) for p, r in zip(prompts, responses, strict=True)]
 
     def _table(self, prompt: Any, response: str, other: Fake | None) -> Table:
         tokens = [*response.split(), END]
         columns: dict[str, list[float]] = {
-            k: [] for k in ("logp", "rank", "entropy", "other_logp", "other_rank", "kl", "kl_reverse")
+            k: [] for k in ("logp", "rank", "entropy", "other_logp", "other_rank", "kl", "kl_reverse", "top_logp")
         }
         for t, token in enumerate(tokens):
             p = self.next(prompt, tokens[:t])
             columns["logp"].append(math.log(p[token]))
             columns["rank"].append(1 + sum(x > p[token] for x in p.values()))
+            columns["top_logp"].append(math.log(max(p.values())))
             columns["entropy"].append(-sum(x * math.log(x) for x in p.values()))
             if other is not None:
                 q = other.next(prompt, tokens[:t])

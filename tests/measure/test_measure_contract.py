@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 import pytest
+import torch
 
 from luthier.core import Measure, MeasureContext, Reading
 from luthier.core.config import as_dict, build_component, check_component
@@ -14,12 +15,15 @@ from luthier.core.registry import entries
 from luthier.measure.suites import ASKS, SUITES
 from tests.measure.fakes import Fake
 
-ENTRIES = [e for e in entries().values() if e.room == "measure"]
-SPECS = [spec for specs in SUITES.values() for spec in specs]
+IMAGES = "measure.images."  # these read another kind of subject: tests/measure/test_images.py
+ENTRIES = [e for e in entries().values() if e.room == "measure" and not e.id.startswith(IMAGES)]
+SPECS = [spec for specs in SUITES.values() for spec in specs if not next(iter(spec)).startswith(IMAGES)]
 AXES = {"quality", "diversity", "consistency", "forgetting", "calibration", "cost", "drift"}
 # Measures that do not read the given rows, and what they read instead.
-READS_OTHER = {"measure.cost.cost": "the run's figures", "measure.forgetting.old_data": "the declared old data"}
-FIELDS = ("prompt", "response", "answer", "paraphrase", "chosen", "rejected")
+READS_OTHER = {"measure.cost.cost": "the run's figures", "measure.forgetting.old_data": "the declared old data",
+               "measure.diagnose.intruder_dimensions": "the weights"}  # fmt: skip
+OF_SUBJECT = ("tokens", "weights", "gradients", "blocks")  # handles that the subject itself gives
+FIELDS = ("prompt", "response", "answer", "paraphrase", "chosen", "rejected", "conjugate", "conjugate_answer")
 
 
 def says(prompt):
@@ -34,12 +38,12 @@ def before(prompt):
 
 
 def subject():
-    return Fake(says, Fake(before))
+    return Fake(says, Fake(before), changed=lambda: iter([("layer", torch.eye(4), torch.eye(4) + 9)]))
 
 
 ROWS = [
     {"prompt": f"{w} ?", "response": f"answer to {w}", "answer": f"answer to {w}", "paraphrase": f"{w} then ?",
-     "chosen": f"answer to {w}", "rejected": "no"}
+     "chosen": f"answer to {w}", "rejected": "no", "conjugate": f"{w} please ?", "conjugate_answer": f"answer to {w}"}
     for w in "abcde"
 ]
 CTX = MeasureContext(seed=1, old=ROWS[:3], cost={"train_seconds": 2.0}, truth=lambda row: says(row["prompt"]))
@@ -55,7 +59,7 @@ def read(measure, rows=ROWS, ctx=CTX, asked=None) -> list[Reading]:
 
 def test_every_measure_is_in_a_suite_and_says_what_it_asks_for():
     ids = {e.id for e in ENTRIES}
-    assert ids == set(ASKS) == {ident for spec in SPECS for ident in spec}
+    assert ids == {k for k in ASKS if not k.startswith(IMAGES)} == {ident for spec in SPECS for ident in spec}
     assert len(ids) >= 14
 
 
@@ -98,6 +102,7 @@ def test_unit_axis_and_direction_do_not_depend_on_the_arm(spec):
     other = Fake(
         lambda p: {"no": 0.9, "yes": 0.1} if "\n" in p else {a: (0.2, 0.5, 0.3)[i] for i, a in enumerate(says(p))},
         Fake(before),
+        changed=lambda: iter(()),
     )
     one, two = read(made(spec)), read(made(spec), asked=other)
     assert [(r.name, r.unit, r.axis, r.better, len(r.items)) for r in one] == [
@@ -121,11 +126,16 @@ def test_what_is_missing_is_named(entry):
         handles = [g for g in group if g not in FIELDS]
         rows = [ROWS[0], {k: v for k, v in ROWS[1].items() if k not in group}, *ROWS[2:]]
         ctx = dataclasses.replace(
-            CTX, **{h: None if h in ("truth", "verify") else type(getattr(CTX, h))() for h in handles if h != "tokens"}
+            CTX,
+            **{
+                h: None if h in ("truth", "verify") else type(getattr(CTX, h))()
+                for h in handles
+                if h not in OF_SUBJECT
+            },
         )
         asked = subject()
-        if "tokens" in group:
-            asked = type("Plain", (), {"generate": asked.generate, "logp": asked.logp, "base": asked.base})()
+        if set(OF_SUBJECT) & set(group):
+            asked = type("Plain", (), {"generate": asked.generate, "logp": asked.logp, "base": lambda self: self})()
         with pytest.raises(DataError) as caught:
             read(entry.load()(), rows, ctx, asked)
         assert group[0] in str(caught.value)

@@ -19,7 +19,7 @@ def test_reading_the_table_imports_nothing_heavy():
 def test_have_counts_a_field_only_where_every_row_has_it():
     subject = Fake(lambda p: {"a": 1.0})
     rows = [{"prompt": "p", "answer": "a", "response": "x"}, {"prompt": "q", "answer": "", "response": "y"}]
-    assert have(rows, MeasureContext(), subject) == {"prompt", "response", "tokens"}
+    assert have(rows, MeasureContext(), subject) == {"prompt", "response", "tokens", "gradients", "blocks"}
     full = MeasureContext(verify=lambda r, t: 1.0, old=rows, cost={"x": 1.0}, truth=lambda r: {"a": 1.0})
     assert have(rows, full) == {"prompt", "response", "verify", "old", "cost", "truth"}
     assert have([], MeasureContext(truth=lambda r: {"a": 1.0})) == set()

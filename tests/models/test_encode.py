@@ -117,7 +117,7 @@ def test_scores_stay_with_their_responses_when_rows_are_dropped():
         {"prompt": "Q", "responses": ["a", "b"], "scores": [1, 2]},
     ]
     data = encode(rows, "scored", chatml(), Settings(max_length=80, truncation="drop"))
-    assert data.columns == {"score": [1.0, 2.0], "group": [1.0, 1.0]}
+    assert data.columns == {"score": [1.0, 2.0], "group": [1.0, 1.0], "share": [1 / 3, 2 / 3]}
 
 
 def test_feedback_keeps_its_label():

@@ -93,7 +93,7 @@ SLOTS = {
 
 def slot_of(entry) -> str | None:
     if entry.room == "optim":
-        return {"rules": "optimiser", "schedules": "schedule", "gradients": "regularise"}[entry.id.split(".")[1]]
+        return {"rules": "optimiser", "schedules": "schedule", "gradients": "regularise", "averages": "regularise"}[entry.id.split(".")[1]]
     return SLOTS.get(entry.room)
 
 
@@ -106,6 +106,7 @@ def test_every_component_can_be_written_by_its_id_and_by_its_short_name(name):
     sampled = "group" in entry.card.needs.batch or slot in ("reward", "loop")
     extra = {"reward": "exact", "objective": "nll"} if slot == "loop" else {"reward": "exact"} if sampled else {}
     extra |= {"objective": "grpo"} if slot == "reward" else {}
+    extra |= {"data": {"train": "rows.jsonl", "retain": "old.jsonl"}} if "retain" in entry.card.needs.handles else {}
     for spec in (
         name,
         {name: {}},

@@ -19,6 +19,8 @@ NAMES = runner.names()
 # Components with papers that have no claim of their own: why.
 WITHOUT = {
     "generator_validator": "a measure; its paper claims something for tuning on consistent answers, which is a recipe",
+    "cream_pairs": "one half of cream, whose claim makes its pairs with it",
+    "vote_pairs": "one half of scpo, whose claim makes its pairs with it",
 }
 # Claims of a second or two, which are run here once and again.
 QUICK = ("lora", "qdit")

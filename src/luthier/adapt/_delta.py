@@ -6,7 +6,7 @@ A delta sees every weight as the linear map (out, in): convolutions as (out, in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -14,10 +14,10 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from luthier.adapt._handle import WornHandle, partners
-from luthier.adapt._sites import MAPS, choose, geometry, names_of, plain_forward
+from luthier.adapt._sites import CHILD, MAPS, choose, geometry, names_of, plain_forward
 from luthier.adapt._surgery import Ledger, Switch, Worn, close_if_idle, parts, shed, wear, with_weight
 from luthier.adapt._weights import dequantised, quantised, whole, wide
-from luthier.core import Adaptation, Site, Sites
+from luthier.core import Adaptation, Calibration, Site, Sites
 from luthier.core.errors import Refused, sentence
 from luthier.core.streams import stream
 
@@ -29,15 +29,21 @@ class Delta(Adaptation):
 
     Give `init` and `delta`; give `factors` if dW = left @ right, or `forward` if the added output has a faster form.
     A contract check holds `forward` and `delta` equal.
-    kinds: site kinds it can act on. reads_weight: whether `forward` looks at the base weight.
+    kinds: site kinds it can act on. reads_weight: whether `forward` looks at the base weight. elastic: parts of which one
+    dimension may change after attaching (`DeltaHandle.replace`) and is restored by loading, the same size for all of them.
     """
 
     kinds: ClassVar[tuple[str, ...]] = MAPS
     reads_weight: ClassVar[bool] = True
+    elastic: ClassVar[Mapping[str, int]] = {}
 
     def init(self, w: Tensor, g: Generator) -> dict[str, Tensor]:
         """Parts at the start for a weight w (out, in); g on the CPU. Floating parts take w's dtype and device."""
         raise NotImplementedError
+
+    def start(self, w: Tensor, g: Generator, kernel: tuple[int, ...]) -> dict[str, Tensor]:
+        """As `init`, for deltas that must know a convolution's kernel (() elsewhere): w is (out, channels * kernel)."""
+        return self.init(w, g)
 
     def delta(self, w: Tensor, p: Parts) -> Tensor:
         """dW (out, in)."""
@@ -51,10 +57,17 @@ class Delta(Adaptation):
         """(left (out, r), right (r, in)) with dW = left @ right, scale included; None if dW has no such form."""
         return None
 
+    def pair(self, p: Parts) -> tuple[str, str, float] | None:
+        """Names of the parts A (r, in) and B (out, r), and s, if dW = s B A; None if dW has no such form."""
+        return None
+
     @property
     def trainable(self) -> tuple[str, ...] | None:
         """Names of the parts that train; None: all. The others are saved but get no gradient."""
         return None
+
+    def calibrated(self, handle: DeltaHandle, calibration: Calibration) -> None:
+        """Look at the first batches before training and change parts by them; nothing by default."""
 
     def attach(self, model: nn.Module, sites: Sites, seed: int) -> DeltaHandle:
         """Wear the delta at the chosen sites. Raises NoEffect, or Refused with the reason."""
@@ -90,8 +103,9 @@ class Delta(Adaptation):
         if getattr(self, "dropout", 0.0) and (not additive or shape.kind == "embedding"):
             required = "dropout = 0 where the delta acts through the weight"
             raise Refused(sentence(self.id, required, f"dropout at {site.name}", "Set it to 0 or leave this site out"))
+        kernel = tuple(weight.shape[2:]) if shape.kind == "conv" else ()
         with torch.no_grad():
-            made = self.init(shape.matrix(weight.detach()), stream(seed, f"{self.id}.{site.name}"))
+            made = self.start(shape.matrix(weight.detach()), stream(seed, f"{self.id}.{site.name}"), kernel)
         made = {k: t.to(weight.device, weight.dtype if t.is_floating_point() else t.dtype) for k, t in made.items()}
         wear(module, Worn(self, switch, additive), made, self.trainable, site.name)
 
@@ -116,7 +130,18 @@ class Delta(Adaptation):
         if shape.kind == "linear" and type(self).forward is not Delta.forward:
             return self.forward(x, matrix, p)
         left, right = self.factors(matrix, p)  # type: ignore[misc]
+        if shape.kind == "conv" and not thin(left.shape[1], left.shape[0], right.shape[1]):
+            return shape.apply(module, x, shape.weight(self.delta(matrix, p), weight.shape), None)
         return shape.mix(shape.apply(module, x, shape.weight(right, weight.shape), None), left)
+
+
+def thin(rank: int, out: int, inputs: int) -> bool:
+    """Whether two factors of this rank cost no more than the full matrix (out, inputs).
+
+    >>> thin(8, 64, 64), thin(64, 64, 64)
+    (True, False)
+    """
+    return rank * (out + inputs) <= out * inputs
 
 
 class LowRank(Delta):
@@ -145,6 +170,59 @@ class DeltaHandle(WornHandle):
     @property
     def _delta(self) -> Delta:
         return self.adaptation  # type: ignore[return-value]
+
+    def low_rank(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter, float]]:
+        """The factors of each weight, read from the live model."""
+        self._alive("low_rank")
+        for site, module in self.modules.items():
+            live: Any = parts(module)
+            if (found := self._delta.pair(live)) is not None:
+                yield site, live[found[0]], live[found[1]], found[2]
+
+    def calibrate(self, calibration: Calibration) -> None:
+        """Let the component look at data."""
+        self._delta.calibrated(self, calibration)
+
+    def replace(self, site: str, made: Mapping[str, Tensor]) -> None:
+        """Put other tensors in the place of floating parts of a site, of another size if elastic; an empty one cannot train.
+
+        Before an optimiser is built: one that holds the old parameters would go on training them.
+        """
+        child: Any = self.modules[site]._modules[CHILD]
+        trained = self._delta.trainable
+        for name, t in made.items():
+            old = child[name]
+            if not self._fits(f"{site}.{name}", t.shape):
+                raise Refused(
+                    sentence(self._delta.id, f"{name} of shape {tuple(old.shape)}", f"{tuple(t.shape)}", "Fit it")
+                )
+            wanted = t.numel() > 0 and (trained is None or name in trained)
+            child[name] = nn.Parameter(
+                t.detach().to(old).clone(memory_format=torch.contiguous_format), requires_grad=wanted
+            )
+            self.shapes[f"{site}.{name}"] = t.shape
+
+    def _fits(self, name: str, shape: torch.Size) -> bool:
+        free = self._delta.elastic.get(name.rpartition(".")[2])
+        own = self.shapes[name]
+        return len(shape) == len(own) and all(
+            a == b or i == free for i, (a, b) in enumerate(zip(shape, own, strict=True))
+        )
+
+    def misfit(self, state: Mapping[str, Tensor]) -> list[str]:
+        """As for every handle; and elastic parts of a site must agree."""
+        faults, elastic = super().misfit(state), self._delta.elastic
+        for site in self.modules if elastic and not faults else ():
+            sizes = {part: state[f"{site}.{part}"].shape[at] for part, at in elastic.items()}
+            if len(set(sizes.values())) > 1:
+                faults.append(f"{site!r} of sizes {sizes} that differ")
+        return faults
+
+    def _make_room(self, state: Mapping[str, Tensor]) -> None:
+        for site in self.modules if self._delta.elastic else ():
+            made = {part: state[f"{site}.{part}"] for part in self._delta.elastic}
+            if any(t.shape != self.shapes[f"{site}.{part}"] for part, t in made.items()):
+                self.replace(site, made)
 
     def merged(self) -> dict[str, Tensor]:
         """W + dW by the base model's names, summed in at least float32, in the weight's dtype.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from luthier.adapt._sites import names_of
 from luthier.adapt._surgery import Adapted, Ledger, Place, Switch, parts, shed
 from luthier.adapt._weights import assign, quantised, saved
-from luthier.core import Adaptation, Site
+from luthier.core import Adaptation, Calibration, Hook, Site
 from luthier.core.errors import CheckpointError, Refused, nearest
 
 
@@ -50,6 +50,17 @@ class Handle:
         """A term that the adaptation adds to the loss (scalar), or None."""
         return None
 
+    def low_rank(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter, float]]:
+        """(site, A (r, in), B (out, r), s) wherever dW = s B A, for what must see both factors of a weight together."""
+        return iter(())
+
+    def calibrate(self, calibration: Calibration) -> None:
+        """Look at the first batches before training; what trains may change by it."""
+
+    def hooks(self) -> tuple[Hook, ...]:
+        """What the adaptation does at the loop's points; run before the recipe's own hooks."""
+        return ()
+
     # ------------------------------------------------------------- for all users
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What trains, by `<site>.<parameter>`, read from the live model."""
@@ -78,6 +89,7 @@ class Handle:
         faults = self.misfit(state)
         if faults:
             raise misfit_error(self.adaptation.id, len(self.shapes), faults)
+        self._make_room(state)
         for name, target in self.tensors():
             assign(target, state[name])
 
@@ -88,7 +100,7 @@ class Handle:
             if name not in self.shapes:
                 near = nearest(name, self.shapes, 1)
                 faults.append(f"foreign {name!r}" + (f" (nearest here: {near[0]!r})" if near else ""))
-            elif value.shape != self.shapes[name]:
+            elif not self._fits(name, value.shape):
                 faults.append(f"{name!r} of shape {tuple(value.shape)} instead of {tuple(self.shapes[name])}")
         return faults
 
@@ -114,6 +126,12 @@ class Handle:
         raise NotImplementedError
 
     # ------------------------------------------------------------------ internal
+    def _fits(self, name: str, shape: torch.Size) -> bool:
+        return shape == self.shapes[name]
+
+    def _make_room(self, state: Mapping[str, Tensor]) -> None:
+        """Before loading: give tensors whose shapes may differ the shapes of `state`, which was found to fit."""
+
     def _enter(self) -> Self:
         self.shapes = {name: t.shape for name, t in self.tensors()}
         Ledger.of(self.model).enter(self, [s.name for s in self.sites])

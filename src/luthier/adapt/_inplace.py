@@ -49,7 +49,7 @@ class InPlace(Adaptation):
             chosen = {s.name for s in choose(model, sites, KINDS, self.id)}
             inside = {id(p) for n in chosen for p in model.get_submodule(n).parameters(recurse=False)}
             places = {n: (m, k) for n, (m, k) in places.items() if id(m._parameters[k]) in inside}
-        candidates: dict[str, Any] = {n: m._parameters[k] for n, (m, k) in places.items() if _trains(m._parameters[k])}
+        candidates: dict[str, Any] = {n: m._parameters[k] for n, (m, k) in places.items() if trains(m._parameters[k])}
         names = self.trains(candidates, everything, stream(seed, f"{self.id}.{self.role}", self.stream_step))
         if not names:
             raise NoEffect(
@@ -67,7 +67,8 @@ class InPlace(Adaptation):
             raise
 
 
-def _trains(p: Any) -> bool:
+def trains(p: Any) -> bool:
+    """Whether a parameter (or None) holds plain floating numbers of at least 16 bits, which can train."""
     return p is not None and p.is_floating_point() and p.element_size() >= 2 and not hasattr(p, "quant_state")
 
 

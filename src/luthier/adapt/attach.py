@@ -105,6 +105,11 @@ class Several:
         terms = [t for h in self.handles if (t := h.penalty()) is not None]
         return torch.stack(terms).sum() if terms else None
 
+    def low_rank(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter, float]]:
+        """Low-rank factors of all."""
+        for handle in self.handles:
+            yield from handle.low_rank()
+
     def hooks(self) -> tuple[Hook, ...]:
         """What any of them wants to do during training."""
         return tuple(hook for h in self.handles for hook in h.hooks())

@@ -15,7 +15,7 @@ from torch import Tensor
 from luthier.adapt._delta import Delta, DeltaHandle
 from luthier.adapt._sites import CONV, CONV1D, EMBEDDING, geometry
 from luthier.adapt._surgery import parts
-from luthier.adapt._weights import whole, wide
+from luthier.adapt._weights import dequantised, whole, wide
 from luthier.core.errors import Refused
 from luthier.core.files import whole_folder, write_json, write_tensors
 
@@ -34,6 +34,8 @@ def lora_tensors(handle: DeltaHandle) -> dict[str, Tensor]:
                 "Export the merged model."
             )
         left, right = made
+        if left.shape[1] == 0:
+            continue
         shape, name = geometry(module), f"base_model.model.{site}"
         if shape is EMBEDDING:
             out[f"{name}.lora_embedding_A"], out[f"{name}.lora_embedding_B"] = right, left
@@ -51,7 +53,7 @@ def _factors(delta: Delta, module: Any) -> tuple[Tensor, Tensor] | None:
     live = {k: whole(t).detach() for k, t in parts(module).items()}
     dtype = next(t.dtype for t in live.values() if t.is_floating_point())
     exact = {k: t.to(wide(dtype)) if t.is_floating_point() else t for k, t in live.items()}
-    made = delta.factors(module.weight, exact)
+    made = delta.factors(geometry(module).matrix(dequantised(module)), exact)  # type: ignore[union-attr, arg-type]
     return None if made is None else (made[0].to(dtype), made[1].to(dtype))
 
 
@@ -59,7 +61,7 @@ def lora_config(handle: DeltaHandle, ranks: dict[str, int], base: str) -> dict[s
     """The adapter_config.json of a live low-rank delta. ranks: by site."""
     common = max(set(ranks.values()), key=list(ranks.values()).count)
     other = {re.escape(site): r for site, r in ranks.items() if r != common}
-    transposed = [geometry(m) is CONV1D for m in handle.modules.values()]
+    transposed = [geometry(handle.modules[site]) is CONV1D for site in ranks]
     causal = getattr(handle.model, "can_generate", None)
     return {
         "peft_type": "LORA",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -98,30 +100,27 @@ def merge_recipe(path: Path, out: Path, sets: list[str]) -> None:
     typer.echo(told)
 
 
-def _world(name: str) -> None:
-    if name != "language":
-        raise ConfigError(unknown("world", name, ["language"]))
+WORLDS = ("language", "image", "pairs")
+
+
+def _world(name: str, part: str) -> Any:
+    """A module of a world."""
+    if name not in WORLDS:
+        raise ConfigError(unknown("world", name, WORLDS))
+    quiet()
+    return importlib.import_module(f"luthier.lab.{name}.{part}")
 
 
 def build_world(name: str, out: Path | None, steps: int) -> None:
     """Train a world's base model anew."""
-    _world(name)
-    quiet()
-    from luthier.lab.language._build import build
-
-    target = out or Path("lab-language")
-    build(target, **({"steps": steps} if steps else {}))
+    target = out or Path(f"lab-{name}")
+    _world(name, "_build").build(target, **({"steps": steps} if steps else {}))
     typer.echo(f"written to {target}")
 
 
 def check_world(name: str) -> None:
     """Compare the shipped model with its record; exit code 2 when they differ."""
-    _world(name)
-    quiet()
-    from luthier.lab.language import World
-    from luthier.lab.language._build import check
-
-    found = check(World().model_folder())
+    found = _world(name, "_build").check(_world(name, "_world").ASSETS)
     for skill, accuracy in found["measured"].items():
         typer.echo(f"  {skill}: {accuracy}")
     if not found["ok"]:

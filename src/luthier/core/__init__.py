@@ -10,6 +10,8 @@ from luthier.core.protocols import (
     NEVER,
     Adaptation,
     Attached,
+    Build,
+    Built,
     Calibration,
     Choice,
     Context,
@@ -17,20 +19,26 @@ from luthier.core.protocols import (
     Decode,
     DecodeView,
     Denoiser,
+    Guidance,
     Hook,
+    Level,
     Measure,
     MeasureContext,
     Merge,
     MergeRule,
+    NoisePath,
     Objective,
     Optimiser,
     Procedure,
     Reading,
     Reward,
     Row,
+    Sampler,
     Schedule,
     Select,
     Subject,
+    Times,
+    Weighting,
 )
 from luthier.core.signals import Signals
 from luthier.core.sites import Site, Sites
@@ -38,8 +46,9 @@ from luthier.core.streams import stream
 from luthier.core.terms import Terms
 
 __all__ = [
-    "EXACT", "LOSSY", "NEVER", "Adaptation", "Attached", "Batch", "Calibration", "Card", "Choice", "Component", "Context",
-    "DataContext", "Decode", "DecodeView", "Denoiser", "Hook", "Measure", "MeasureContext", "Merge", "MergeRule", "Needs",
-    "Objective", "Optimiser", "Procedure", "Reading", "Reward", "Row", "Schedule", "Select", "Signals", "Site", "Sites",
-    "Subject", "Sum", "Terms", "Weighted", "component", "stream",
+    "EXACT", "LOSSY", "NEVER", "Adaptation", "Attached", "Batch", "Build", "Built", "Calibration", "Card", "Choice",
+    "Component", "Context",
+    "DataContext", "Decode", "DecodeView", "Denoiser", "Guidance", "Hook", "Level", "Measure", "MeasureContext", "Merge",
+    "MergeRule", "Needs", "NoisePath", "Objective", "Optimiser", "Procedure", "Reading", "Reward", "Row", "Sampler", "Schedule",
+    "Select", "Signals", "Site", "Sites", "Subject", "Sum", "Terms", "Times", "Weighted", "Weighting", "component", "stream",
 ]  # fmt: skip

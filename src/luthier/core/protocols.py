@@ -208,12 +208,99 @@ class Denoiser(Protocol):
     "eps", "v", "velocity").
     """
 
-    path: Any
-    kind: str
+    @property
+    def path(self) -> Any: ...
+    @property
+    def kind(self) -> str: ...
 
     def __call__(self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor] | None = None) -> Tensor:
         """x (B, C, H, W) at times t (B,) of the path -> prediction (B, C, H, W). No condition: the unconditional one."""
         ...
+
+
+class Level(NamedTuple):
+    """A path at time t: x_t = alpha x0 + sigma eps, and the derivatives of both by t. All of t's shape."""
+
+    alpha: Tensor
+    sigma: Tensor
+    d_alpha: Tensor
+    d_sigma: Tensor
+
+
+class NoisePath(Component):
+    """How clean data and noise mix: x_t = alpha(t) x0 + sigma(t) eps. Time 0 is clean: alpha 1, sigma 0.
+
+    t_min, t_max: where denoisers are asked. Noise rises with t. `luthier.diffusion.schedules` explains how all fits together.
+    """
+
+    room: ClassVar[str] = "diffusion"
+    t_min: float
+    t_max: float
+
+    def level(self, t: Tensor) -> Level:
+        """alpha, sigma and their derivatives at times t of any shape, in float64 where the device has it."""
+        raise NotImplementedError
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """The time at which log(alpha^2 / sigma^2) has this value, within [0, t_max]."""
+        raise NotImplementedError
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """t in the units that networks made for this path take."""
+        return 1000.0 * t
+
+
+class Times(Component):
+    """Which times a denoiser is trained at."""
+
+    room: ClassVar[str] = "diffusion"
+
+    def __call__(self, uniform: Tensor, path: NoisePath) -> Tensor:
+        """Uniform numbers in (0, 1), any shape, -> times of the path: the inverse distribution function."""
+        raise NotImplementedError
+
+
+class Weighting(Component):
+    """How much the squared error at a time counts."""
+
+    room: ClassVar[str] = "diffusion"
+
+    def __call__(self, path: NoisePath, t: Tensor, kind: str) -> Tensor:
+        """Factor, of t's shape, on the squared error of a prediction of this kind."""
+        raise NotImplementedError
+
+
+class Sampler(Component):
+    """Takes a noisy batch one step towards clean data; `luthier.diffusion.samplers` has the driver."""
+
+    room: ClassVar[str] = "diffusion"
+    evaluations: ClassVar[int] = 1
+
+    def step(self, at: Any, state: Any) -> tuple[Tensor, Any]:
+        """(x at the next time, state for the next step) from what the driver shows (`samplers._driver.Here`)."""
+        raise NotImplementedError
+
+
+class Guidance(Component):
+    """Changes what is sampled: conditions, starting noise, denoiser, which samples are kept. Each does nothing by default."""
+
+    room: ClassVar[str] = "diffusion"
+
+    def condition(self, condition: Mapping[str, Tensor] | None, noise: Any) -> Mapping[str, Tensor] | None:
+        """The conditions to use instead; `noise` is the sample's source of randomness."""
+        return condition
+
+    def start(self, x: Tensor, t: Tensor, denoiser: Denoiser, condition: Mapping[str, Tensor] | None) -> Tensor:
+        """The starting noise x (B, ...) at time t (B,) to use instead."""
+        return x
+
+    def guide(self, denoiser: Denoiser, handles: Mapping[str, Any]) -> Denoiser:
+        """The denoiser to use instead; handles: other denoisers by name ("reference")."""
+        return denoiser
+
+    def choose(self, x: Tensor) -> Tensor | None:
+        """Which of the finished samples (B, ...) to keep, (k,) ascending; None keeps all."""
+        return None
 
 
 # ----------------------------------------------------------------- optimisers
@@ -257,6 +344,25 @@ class Select(Component):
 
 
 @dataclass(frozen=True)
+class Built:
+    """What a builder made: new rows, for each the number of the row that it came from, and what happened in sentences."""
+
+    rows: list[Row]
+    source: list[int]
+    notes: tuple[str, ...] = ()
+
+
+class Build(Component):
+    """Makes rows of the kind `makes` from rows with several answers, of the kinds in its needs; never edits what it is given."""
+
+    room: ClassVar[str] = "data"
+    makes: ClassVar[str] = "preference"
+
+    def __call__(self, rows: Sequence[Row], ctx: DataContext) -> Built:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
 class DataContext:
     """What data components may ask for: a seed, an embedder texts -> (n, d), a token counter.
 
@@ -284,9 +390,13 @@ class Reward(Component):
 
 # ---------------------------------------------------------------------- loops
 class Procedure(Component):
-    """An outer procedure: how the policy's own samples become training data, round after round."""
+    """An outer procedure: how the policy's own samples become training data, round after round.
+
+    gives: the kind of its batches.
+    """
 
     room: ClassVar[str] = "loops"
+    gives: ClassVar[str] = "text"
 
     def feed(self, parts: Any) -> Any:
         """A feed of batches (`train.feed.Feed`) from what the recipe hands in (`loops._parts.FeedParts`)."""
@@ -372,7 +482,10 @@ class Measure(Component):
 
 @dataclass(frozen=True)
 class MeasureContext:
-    """Handles of a measure: seed, embedder, verifier (reward), cost figures of the run, declared old data."""
+    """Handles of a measure: seed, embedder, verifier (reward), cost figures of the run, declared old data.
+
+    handles: for images, "images" (test images by part, in the model's range) and "read" (a world's exact reader, or None).
+    """
 
     seed: int = 0
     embed: Callable[[Sequence[str]], Tensor] | None = None
@@ -380,3 +493,4 @@ class MeasureContext:
     cost: Mapping[str, float] = field(default_factory=dict[str, float])
     old: Sequence[Row] = ()
     truth: Callable[[Row], Mapping[str, float] | None] | None = None
+    handles: Mapping[str, Any] = field(default_factory=dict[str, Any])

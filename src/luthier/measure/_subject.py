@@ -6,8 +6,8 @@ role, so that a subject that remembers its last answers generates once for all o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -24,8 +24,9 @@ class TokenTable(Protocol):
     """The tokens of one response, each as its model saw it given the prompt and the tokens before; all tensors (T,).
 
     The tokens are those that `Subject.logp` counts. rank: 1 + the number of tokens that are strictly more probable.
-    entropy and both divergences are in nats, over the full vocabulary. With p of the subject and q of the other one,
-    kl = KL(p || q) and kl_reverse = KL(q || p); the four last fields are None where no other subject was given.
+    top_logp: the log-prob of the most probable token. Entropy and both divergences are in nats, over the full vocabulary.
+    With p of the subject and q of the other one, kl = KL(p || q) and kl_reverse = KL(q || p); other_logp, other_rank and both
+    divergences are None where no other subject was given.
     """
 
     tokens: Sequence[str]
@@ -36,6 +37,7 @@ class TokenTable(Protocol):
     other_rank: Tensor | None
     kl: Tensor | None
     kl_reverse: Tensor | None
+    top_logp: Tensor
 
 
 class TokenSubject(Subject, Protocol):
@@ -46,6 +48,37 @@ class TokenSubject(Subject, Protocol):
     ) -> Sequence[TokenTable]:
         """One table per response; `other` is a subject with the same tokenizer that reads the same tokens."""
         ...
+
+
+class WeightSubject(Subject, Protocol):
+    """A subject that also shows which matrices training changed (`changed` is None where they cannot be read)."""
+
+    changed: Callable[[], Iterator[tuple[str, Tensor, Tensor]]] | None
+
+
+class BlockSubject(Subject, Protocol):
+    """A subject whose blocks run with and without the tuning."""
+
+    def contributions(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """Sums over blocks of the base's and the tuning's part of the stream at the last token, (n, d) each."""
+        ...
+
+    def scaled(self, alpha: float) -> Subject:
+        """The model with the tuning's part of every block multiplied by alpha."""
+        ...
+
+
+def changed_weights(subject: Subject, who: str) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(name, base, tuned), both (out, in), of each matrix that training changed.
+
+    Raises DataError for a subject that cannot show them.
+    """
+    changed = cast(WeightSubject, subject).changed if hasattr(subject, "changed") else None
+    if changed is None:
+        required = "a subject that shows its changed matrices ('weights')"
+        came = f"{type(subject).__name__} without them"
+        raise DataError(sentence(who, required, came, "Leave it out, or use an adaptation that can be merged"))
+    return changed()
 
 
 def greedy(subject: Subject, prompts: Sequence[Prompt], max_new: int) -> list[str]:

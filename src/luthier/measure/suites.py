@@ -28,20 +28,40 @@ SUITES: Mapping[str, tuple[Spec, ...]] = {
         {"measure.diversity.embedding": {"scope": "across_inputs"}},
         {"measure.diversity.vendi": {"scope": "per_input"}},
         {"measure.diversity.vendi": {"scope": "across_inputs"}},
+        {"measure.diversity.novelsum": {}},
         {"measure.diversity.truth": {}},
     ),
+    "gradients": ({"measure.diversity.g_vendi": {}},),
     "consistency": (
         {"measure.consistency.paraphrase": {}},
         {"measure.consistency.generator_validator": {}},
     ),
     "forgetting": ({"measure.forgetting.old_data": {}},),
-    "calibration": ({"measure.calibration.ece": {}}, {"measure.calibration.brier": {}}),
+    "calibration": (
+        {"measure.calibration.ece": {}},
+        {"measure.calibration.brier": {}},
+        {"measure.calibration.semantic_entropy": {}},
+        {"measure.calibration.abstention": {}},
+    ),
     "cost": ({"measure.cost.cost": {}},),
-    "drift": ({"measure.diagnose.token_shift": {}},),
+    "drift": (
+        {"measure.diagnose.token_shift": {}},
+        {"measure.diagnose.tuco": {}},
+        {"measure.diagnose.learning_dynamics": {}},
+        {"measure.diagnose.conjugate_probe": {}},
+    ),
+    "weights": ({"measure.diagnose.intruder_dimensions": {}},),
+    "images": (
+        {"measure.images.attribute_accuracy": {}},
+        {"measure.images.attribute_entropy": {}},
+        {"measure.images.image_vendi": {}},
+        {"measure.images.denoising_error": {}},
+        {"measure.images.image_drift": {}},
+    ),
 }
 
 # What each measure asks for, by id: all groups, any name of a group. Names are row fields, or one of the handles
-# verify, truth, old, cost, tokens.
+# verify, truth, old, cost, tokens, gradients, weights.
 ASKS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "measure.quality.likelihood": (("response",),),
     "measure.quality.exact_match": (("prompt",), ("answer", "verify")),
@@ -50,14 +70,27 @@ ASKS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "measure.diversity.ngram": (("prompt",),),
     "measure.diversity.embedding": (("prompt",),),
     "measure.diversity.vendi": (("prompt",),),
+    "measure.diversity.novelsum": (("prompt",), ("response",)),
+    "measure.diversity.g_vendi": (("prompt",), ("gradients",)),
     "measure.diversity.truth": (("prompt",), ("truth",)),
     "measure.consistency.paraphrase": (("prompt",), ("paraphrase",)),
     "measure.consistency.generator_validator": (("prompt",),),
     "measure.forgetting.old_data": (("old",),),
     "measure.calibration.ece": (("prompt",), ("answer", "verify")),
     "measure.calibration.brier": (("prompt",), ("answer", "verify")),
+    "measure.calibration.semantic_entropy": (("prompt",),),
+    "measure.calibration.abstention": (("prompt",), ("answer", "verify")),
     "measure.cost.cost": (("cost",),),
     "measure.diagnose.token_shift": (("prompt",), ("tokens",)),
+    "measure.diagnose.tuco": (("prompt",), ("blocks",)),
+    "measure.diagnose.learning_dynamics": (("prompt",), ("chosen",), ("rejected",), ("tokens",)),
+    "measure.diagnose.conjugate_probe": (("prompt",), ("answer",), ("conjugate",), ("conjugate_answer",)),
+    "measure.diagnose.intruder_dimensions": (("weights",),),
+    "measure.images.attribute_accuracy": (("images",),),
+    "measure.images.attribute_entropy": (("images",),),
+    "measure.images.image_vendi": (("images",),),
+    "measure.images.denoising_error": (("images",),),
+    "measure.images.image_drift": (("images",),),
 }
 
 
@@ -71,6 +104,9 @@ def have(rows: Sequence[Row], ctx: MeasureContext, subject: Subject | None = Non
         "old": bool(ctx.old),
         "cost": bool(ctx.cost),
         "tokens": hasattr(subject, "token_table"),
+        "gradients": hasattr(subject, "gradients"),
+        "blocks": hasattr(subject, "contributions"),
+        "weights": getattr(subject, "changed", None) is not None,
         "truth": ctx.truth is not None and any(ctx.truth(r) for r in rows),
     }
     return {*fields, *(name for name, there in handles.items() if there)}

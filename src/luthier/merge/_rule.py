@@ -56,6 +56,10 @@ class Deltas(Sequence[Tensor]):
         """Weights of model `index` at this site."""
         return self._models[index].weights(self.base)
 
+    def whole(self, index: int) -> bool:
+        """Whether model `index` gives weights of its own here; an adapter gives what it adds to the base."""
+        return self._models[index].full
+
 
 def weights_of(base: Tensor, deltas: Sequence[Tensor]) -> Iterator[Tensor]:
     """The models' weights one after another: exact from `Deltas`, else base + delta."""

@@ -18,6 +18,9 @@ NO_TEMPLATE = (
 )
 
 
+JUDGED = "{prompt}\n\nJudgment: {judgment}"
+
+
 class Draft(NamedTuple):
     """One sequence before tokenising. spans: trained characters. prompt: where the response begins (pairs). begin,
     end: whether the tokenizer's begin ids and the end token are put around the text."""
@@ -85,6 +88,10 @@ class Maker:
             return tuple(self._answer(row, r) for r in row["responses"])
         if kind == "feedback":
             return (self._answer(row, row["response"]),)
+        if kind == "judged":
+            return self._answer(_with_judgment(row), row["response"]), self._answer(row, row["response"])
+        if kind == "set":
+            return tuple(self._tagged(row, tag, r) for r in row["responses"] for tag in row["tags"])
         return (self._prompt(row),)
 
     def _messages(self, row: Row, turns: Sequence[Row]) -> list[Row]:
@@ -114,6 +121,13 @@ class Maker:
         )
         train_on = "all" if self.settings.train_on == "all" else "assistant"
         return self._conversation(row, [*asked, *said], train_on, first=len(asked), system=False)
+
+    def _tagged(self, row: Row, tag: str, response: str) -> Draft:
+        """A response behind a tag that opens it; the tag is read but not trained."""
+        space = "" if tag[-1:].isspace() or response[:1].isspace() else " "
+        draft = self._answer(row, f"{tag}{space}{response}")
+        (start, end), *more = draft.spans
+        return draft._replace(spans=((draft.text.index(tag, start) + len(tag), end), *more))
 
     def _joined(self, row: Row, response: Any) -> Draft:
         prompt = row["prompt"]
@@ -190,6 +204,17 @@ class Maker:
         control = self.chat.control if self.chat else None
         if control is not None and any(control.search(m["content"]) for m in turns):
             self._note("rows hold text that the tokenizer reads as control tokens")
+
+
+def _with_judgment(row: Row) -> Row:
+    """The row with its judgment behind the prompt, after a blank line; itself where there is none."""
+    said, prompt = row.get("judgment"), row["prompt"]
+    if not said:
+        return row
+    if isinstance(prompt, str):
+        return {**row, "prompt": JUDGED.format(prompt=prompt, judgment=said)}
+    last = {**prompt[-1], "content": JUDGED.format(prompt=prompt[-1]["content"], judgment=said)}
+    return {**row, "prompt": [*prompt[:-1], last]}
 
 
 def _minus(size: int, skip: Sequence[Turn]) -> Iterator[tuple[int, int]]:

@@ -25,7 +25,11 @@ TrainOn = Literal["assistant", "last", "completion", "all"]
 Truncation = Literal["error", "drop", "right", "left", "prompt", "split"]
 Row = Mapping[str, Any]
 SHOWN = 5
+PARTS = {"preference": ("chosen", "rejected"), "judged": ("judged", "plain"), "prompts": ("prompt",)}
 UNLIMITED = 1_000_000
+KINDS = ("text", "preference", "scored", "feedback", "judged", "set", "prompts")
+ANSWERED = ("preference", "scored", "feedback", "judged", "set")
+COLUMNS = ("weight", "advantage", "gap", "consistency")
 
 
 @dataclass(frozen=True)
@@ -140,21 +144,22 @@ def encode(
 ) -> EncodedData:
     """Canonical rows of one kind as token sequences with loss masks.
 
-    kind: text, preference, scored, feedback or prompts. where: the place of a row, for messages. parts: ("text",); for
-    preference ("chosen", "rejected"), whose prompt tokens are identical; for prompts ("prompt",), the generation
-    prompt. scored gives one example per response with columns score and group, feedback the column label. Raises
-    DataError when a row is too long (truncation "error"), cannot be encoded, or no token at all is trained.
+    kind: text, preference, scored, feedback, judged, set or prompts. where: the place of a row, for messages. parts:
+    ("text",); for preference ("chosen", "rejected"), whose prompt tokens are identical; for prompts ("prompt",), the
+    generation prompt; for judged ("judged", "plain"), the prompt with its judgment behind it and without; for set one part
+    "ANSWER.TAG" for every response behind every tag, the tag not trained, empty ones where a row has fewer responses. scored
+    gives one example per response with columns score, group, and share (of the row's scores, where none is negative);
+    feedback the column label. Raises DataError when a row is too long (truncation "error"), cannot be encoded, or no token
+    at all is trained.
     """
-    if kind not in ("text", "preference", "scored", "feedback", "prompts"):
-        raise ConfigError(
-            f"encode: {unknown('kind of data', kind, ('text', 'preference', 'scored', 'feedback', 'prompts'))}"
-        )
+    if kind not in KINDS:
+        raise ConfigError(f"encode: {unknown('kind of data', kind, KINDS)}")
     settings, place = settings or Settings(), where or (lambda i: f"row {i + 1}")
     if settings.truncation == "split" and not all("text" in r for r in rows):
         raise ConfigError(
             "data.truncation: split is for rows of plain text only; use error, drop, right, left or prompt"
         )
-    if settings.train_on == "all" and kind in ("preference", "scored", "feedback"):
+    if settings.train_on == "all" and kind in ANSWERED:
         raise ConfigError(
             f"data.train_on: all is for text data; in {kind} data only the responses count. Use assistant."
         )
@@ -310,7 +315,9 @@ class _Job:
             dropped={k: tuple(v) for k, v in self.dropped.items()}, zero_rows=self.zero,
             template=maker.template(rows), notes=tuple(notes),
         )  # fmt: skip
-        parts = {"preference": ("chosen", "rejected"), "prompts": ("prompt",)}.get(kind, ("text",))
+        parts = PARTS.get(kind, ("text",))
+        if kind == "set":
+            parts = _fill(self.examples, rows)
         return EncodedData(kind, parts, self.examples, report, _columns(rows, kind, self.examples))
 
 
@@ -333,7 +340,7 @@ def _shorten(row: int, parts: Sequence[_Sequence], limit: int, way: str, kind: s
     over = max(len(p.ids) for p in parts) - limit
     if kind == "text" and way == "prompt":
         room = min(p.mask.index(1) if 1 in p.mask else len(p.mask) for p in parts) - max(parts[0].head, 1)
-    elif kind in ("preference", "scored", "feedback"):
+    elif kind in ANSWERED:
         room = min(p.prompt for p in parts) - max(parts[0].head, 1)
     else:
         room = limit + over
@@ -344,6 +351,18 @@ def _shorten(row: int, parts: Sequence[_Sequence], limit: int, way: str, kind: s
         ids, mask = [*p.ids[: p.head], *p.ids[p.head + over :]], [*p.mask[: p.head], *p.mask[p.head + over :]]
         out.append(Encoded(tuple(ids), (0, *mask[1:]), row, over))
     return [tuple(out)]
+
+
+def _fill(examples: list[tuple[Encoded, ...]], rows: Sequence[Row]) -> tuple[str, ...]:
+    """Give every example of a set the same parts, and their names; what a row lacks is one token that is not trained."""
+    tags = {len(rows[e[0].row]["tags"]) for e in examples}
+    if len(tags) > 1:
+        raise DataError(f"set data require as many tags in every row; got {' and '.join(map(str, sorted(tags)))}.")
+    most = max(map(len, examples))
+    for i, e in enumerate(examples):
+        examples[i] = (*e, *[Encoded(e[0].ids[:1], (0,), e[0].row)] * (most - len(e)))
+    n = tags.pop()
+    return tuple(f"{at // n}.{at % n}" for at in range(most))
 
 
 def _columns(rows: Sequence[Row], kind: str, examples: Sequence[tuple[Encoded, ...]]) -> dict[str, list[float]]:
@@ -358,7 +377,9 @@ def _columns(rows: Sequence[Row], kind: str, examples: Sequence[tuple[Encoded, .
         for i in at:
             out["score"].append(float(rows[i]["scores"][seen[i]]))
             seen[i] += 1
-    for name in ("weight", "advantage"):
+        if all(min(rows[i]["scores"]) >= 0 < sum(rows[i]["scores"]) for i in at):
+            out["share"] = [score / sum(rows[i]["scores"]) for score, i in zip(out["score"], at, strict=True)]
+    for name in COLUMNS:
         values = [rows[i].get(name) for i in at]
         if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
             out[name] = [float(v) for v in values]  # type: ignore[arg-type]

@@ -48,16 +48,17 @@ class LanguageModule(nn.Module):
 
     def forward(self, input_ids: Tensor, wants: tuple[str, ...], loss_mask: Tensor | None = None,
                 attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
-                trained: Tensor | None = None) -> dict[str, Tensor]:  # fmt: skip
+                trained: Tensor | None = None, read_ids: Tensor | None = None) -> dict[str, Tensor]:  # fmt: skip
         """Signals of token sequences, all (R, T) or (R, T, ...), aligned so that index t speaks of token t.
 
         input_ids (R, T); loss_mask (R, T) 1 where token t is trained (never at a first token); attention_mask (R, T) 0
         at padding, handed to the model only where padding matters; position_ids (R, T) restart at 0 for each packed
         sequence; trained (2, N) row and column of each trained token (found from loss_mask if not given, which makes a
-        GPU wait).
+        GPU wait); read_ids (R, T) what the model reads in training in place of input_ids, which stay the targets.
         """
         full = "logits" in wants or not self.split or self._adapted_head()
-        out: Any = self._run(input_ids, attention_mask, position_ids, full)
+        read = input_ids if read_ids is None or not self.training else read_ids
+        out: Any = self._run(read, attention_mask, position_ids, full)
         got: dict[str, Tensor] = {}
         if "hidden" in wants:
             got["hidden"] = out.hidden_states[-1] if full else out.last_hidden_state
@@ -195,7 +196,8 @@ class LanguageView:
             found = dict(self.wrapped(
                 input_ids=inputs["input_ids"], wants=names, loss_mask=inputs["loss_mask"],
                 attention_mask=inputs.get("attention_mask"),
-                position_ids=inputs.get("position_ids"), trained=inputs.get("trained")))  # fmt: skip
+                position_ids=inputs.get("position_ids"), trained=inputs.get("trained"),
+                read_ids=inputs.get("read_ids")))  # fmt: skip
         found["token_mask"], found["token_id"] = inputs["loss_mask"], inputs["input_ids"]
         if "home" in inputs:
             found = {k: _unpack(v, inputs["home"]) for k, v in found.items()}

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from luthier.core.batch import Batch
+from luthier.core.errors import Refused, sentence
 from luthier.core.protocols import Decode
 from luthier.core.streams import stream
 from luthier.models.collate import Tokens, pad
 from luthier.models.generation import Sampling, generate
+from luthier.models.gradients import projected_gradients
+from luthier.models.interleave import Sums, interleaved, off_of
 from luthier.models.language import LanguageModule, LanguageView
 
 Prompt = str | Sequence[Mapping[str, Any]]
@@ -34,6 +38,7 @@ class TokenTable:
     logp: Tensor
     rank: Tensor
     entropy: Tensor
+    top_logp: Tensor
     other_logp: Tensor | None = None
     other_rank: Tensor | None = None
     kl: Tensor | None = None
@@ -47,7 +52,8 @@ class LanguageSubject:
     renders: (prompts, room) -> token ids that end where the responses begin, cut to leave room where that is allowed.
     pairs: (prompts, responses) -> tokens with the mask of the response, end token included.
     stop: end tokens of generation. around: context in which every forward runs (adapter
-    switched off for the base). seed pairs the samples of all arms.
+    switched off for the base). seed pairs the samples of all arms. changed: (name, base, tuned) of each matrix that
+    training changed; None where there is no such thing.
     """
 
     module: LanguageModule
@@ -60,6 +66,7 @@ class LanguageSubject:
     off: Callable[[], AbstractContextManager[None]] | None = None
     decode: tuple[Decode, ...] = ()
     batch: int = 64
+    changed: Callable[[], Iterator[tuple[str, Tensor, Tensor]]] | None = None
     _told: dict[Any, list[list[str]]] = field(default_factory=dict, repr=False)
     _base: LanguageSubject | None = field(default=None, repr=False)
 
@@ -129,6 +136,46 @@ class LanguageSubject:
             counts.append(mask.sum(-1))
         return torch.cat(sums).double().cpu(), torch.cat(counts).double().cpu()
 
+    def gradients(self, prompts: Sequence[Any], responses: Sequence[str], *, dim: int = 1024, seed: int = 0) -> Tensor:
+        """Projected gradients (n, dim) of each response's mean negative log-prob per token in all weights."""
+        with self.around():
+            return projected_gradients(
+                self.module, self.pairs(prompts, responses), dim, seed, self.tokenizer.pad_token_id or 0
+            )
+
+    def contributions(self, prompts: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Sums over blocks of the base's part and of the tuning's part of the stream at each prompt's last token.
+
+        Both (n, d) in float64; see `luthier.models.interleave`.
+        """
+        ids = self.renders(prompts, 0)
+        device = next(self.module.parameters()).device
+        made = []
+        for at in range(0, len(ids), self.batch):
+            rows = [torch.tensor(one, device=device) for one in ids[at : at + self.batch]]
+            padded = pad_sequence(rows, batch_first=True)
+            mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+            sums = Sums(mask.sum(-1) - 1)
+            with self._still(), interleaved(self.module.model, off_of(self.off), record=sums):
+                self.module.model(input_ids=padded, attention_mask=mask, use_cache=False)
+            made.append((sums.base, sums.tuning))
+        base, tuning = zip(*made, strict=True)
+        return torch.cat(base), torch.cat(tuning)
+
+    def scaled(self, alpha: float) -> LanguageSubject:
+        """The model with the tuning's part of every block's update multiplied by alpha; it scores and does not generate."""
+
+        @contextmanager
+        def around() -> Iterator[None]:
+            with self.around(), interleaved(self.module.model, off_of(self.off), alpha):
+                yield
+
+        def refuse(prompts: Sequence[Any], room: int) -> list[list[int]]:
+            do = "Score answers instead (logp, token_table)"
+            raise Refused(sentence("generation with a scaled tuning", "a cache for both models", "none", do))
+
+        return replace(self, around=around, off=None, renders=refuse, changed=None, _told={}, _base=None)
+
     def token_table(self, prompts: Sequence[Any], responses: Sequence[str], other: Any = None) -> list[TokenTable]:
         """One table per response; `other` is a subject with the same tokenizer (for example `base()`)."""
         own = self._distributions(prompts, responses)
@@ -146,7 +193,7 @@ class LanguageSubject:
 
 def _table(tokenizer: Any, ids: Tensor, log_p: Tensor, other: Tensor | None) -> TokenTable:
     words = tokenizer.convert_ids_to_tokens(ids.tolist())
-    mine = (words, *_of(log_p, ids), -_mean(log_p, log_p))
+    mine = (words, *_of(log_p, ids), -_mean(log_p, log_p), log_p.amax(-1))
     if other is None:
         return TokenTable(*mine)
     return TokenTable(*mine, *_of(other, ids), _mean(log_p, log_p - other), _mean(other, other - log_p))

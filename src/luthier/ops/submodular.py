@@ -8,7 +8,7 @@ here holds an (n, n) matrix unless the caller does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -114,12 +114,15 @@ def facility_location_greedy(
     return Picks(torch.tensor(index, dtype=torch.long), torch.tensor(gain, dtype=torch.float64))
 
 
-def k_centre(x: Tensor, k: int, start: int | None = None, kind: Kind = "euclidean") -> tuple[Tensor, Tensor]:
+def k_centre(
+    x: Tensor, k: int, start: int | Sequence[int] | None = None, kind: Kind = "euclidean"
+) -> tuple[Tensor, Tensor]:
     """Farthest-first choice of centres (Gonzalez 1985): (index (k,), radius that covers every row).
 
     x (n, d). The radius is at most twice the best possible for k centres of the same metric ("euclidean"; "cosine" is
-    no metric and has no such bound). start: first centre; None takes the row closest to the mean. Ties go to the lowest
-    index.
+    no metric and has no such bound). start: first centre, or several that are taken before the greedy choice and count
+    among the k (all of them stay if they are more); None takes the row closest to the mean. Ties go to the lowest
+    index, and copies of chosen rows come last. Memory beside x: numbers for one block of `nearest` and a few per row.
 
     >>> k_centre(torch.tensor([[0.0], [1.0], [10.0]]), 2, start=0)
     (tensor([0, 2]), tensor(1.))
@@ -131,14 +134,18 @@ def k_centre(x: Tensor, k: int, start: int | None = None, kind: Kind = "euclidea
             sentence("k-centre", "k >= 1 and at least one row", f"k = {k}, {n} rows", "Ask for one centre or more")
         )
     first = int(nearest(x.mean(0, keepdim=True), x, kind)[1]) if start is None else start
-    chosen = [first]
-    far = nearest(x, x[first : first + 1], kind)[0]
-    far[first] = 0
+    chosen = [first] if isinstance(first, int) else [int(i) for i in first]
+    if not chosen or len(set(chosen)) < len(chosen) or not all(0 <= i < n for i in chosen):
+        do = "Give one or more different row numbers"
+        raise ValueError(sentence("k-centre", f"different first centres from 0 to {n - 1}", str(chosen), do))
+    far = nearest(x, x[chosen], kind)[0]
+    taken = torch.zeros(n, dtype=torch.bool, device=x.device)
+    taken[chosen] = True
+    far[taken] = 0
     while len(chosen) < min(k, n):
-        taken = torch.zeros(n, dtype=torch.bool, device=x.device)
-        taken[chosen] = True
         new = int(far.masked_fill(taken, -torch.inf).argmax())
         chosen.append(new)
+        taken[new] = True
         far = torch.minimum(far, nearest(x, x[new : new + 1], kind)[0])
         far[new] = 0
     return torch.tensor(chosen, dtype=torch.long), far.max()

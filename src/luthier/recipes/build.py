@@ -12,6 +12,7 @@ import torch
 
 from luthier.core import (
     Adaptation,
+    Build,
     DataContext,
     Decode,
     Hook,
@@ -20,6 +21,7 @@ from luthier.core import (
     Optimiser,
     Reward,
     Schedule,
+    Select,
     Sites,
     Sum,
 )
@@ -30,7 +32,7 @@ from luthier.core.signals import base_signals, split
 from luthier.models.generation import Sampling
 from luthier.models.language import LanguageModule, LanguageView
 from luthier.recipes.recipe import Recipe
-from luthier.recipes.rows import Rows, Splits, advice, load_splits
+from luthier.recipes.rows import Rows, Splits, advice, kind_after, load_splits, retained
 from luthier.train.feed import Feed, RowFeed
 from luthier.train.loop import Event, Job
 from luthier.train.policy import Policy
@@ -51,7 +53,7 @@ class Parts:
 
 @dataclass
 class Prepared:
-    """A recipe made ready: everything but the training itself."""
+    """A recipe made ready: everything but the training itself. kit: what only image models have (`recipes.images.Kit`)."""
 
     recipe: Recipe
     parts: Parts
@@ -61,6 +63,7 @@ class Prepared:
     feed: Feed
     job: Job
     notes: list[str] = field(default_factory=list)
+    kit: Any = None
 
 
 def _popped(spec: Any, at: str, key: str) -> tuple[Any, Any]:
@@ -80,7 +83,8 @@ def build_objective(spec: Any) -> Objective:
     for i, one in enumerate(spec if isinstance(spec, list | tuple) else [spec]):
         at = f"objective[{i}]"
         plain, weight = _popped(one, at, "weight")
-        made: Objective = build_component(plain, "objectives", at)
+        room = find(name_and_parameters(plain, at)[0]).room
+        made: Objective = build_component(plain, room if room == "diffusion" else "objectives", at)
         members.append(made if weight is None else made * float(weight))
     return members[0] if len(members) == 1 else Sum.of(*members)
 
@@ -158,15 +162,16 @@ def build_reward(spec: Any) -> Reward:
     return find("weighted", "reward").load()(rewards=tuple(members), weights=tuple(weights))
 
 
-def fit_kind(objective: Objective, rows: Rows) -> str:
-    """The batch kind this objective makes of these rows. Raises Refused saying what it has and what it needs."""
+def fit_kind(objective: Objective, rows: Rows, steps: Sequence[Any] | None = None) -> str:
+    """The batch kind this objective makes of these rows after the steps. Raises Refused saying what it has and needs."""
     if isinstance(objective, Sum):
-        kinds = {fit_kind(one, rows) for one in objective.members}
+        choosy = [one for one in objective.members if one.needs.batch]
+        kinds = {fit_kind(one, rows, steps) for one in choosy or objective.members}
         if len(kinds) > 1:
             raise Refused(sentence(objective.name, "objectives that read the same kind of batch", " and ".join(sorted(kinds)),
                                    "Leave one of them out"))  # fmt: skip
         return kinds.pop()
-    wanted, kind = objective.needs.batch, rows.kind
+    wanted, kind = objective.needs.batch, kind_after(rows, steps)
     if not wanted or kind in wanted:
         return kind
     if "group" in wanted and kind in ("prompts", "text"):
@@ -175,14 +180,24 @@ def fit_kind(objective: Objective, rows: Rows) -> str:
     raise Refused(sentence(objective.name, f"{' or '.join(wanted)} data", came, advice(wanted[0], rows)))
 
 
-def select_rows(rows: Rows, steps: Sequence[Any], seed: int, tokenizer: Any, embed: Any = None) -> list[str]:
-    """Apply the selectors in order; says how many rows each kept."""
+def select_rows(
+    rows: Rows, steps: Sequence[Any], seed: int, tokenizer: Any, embed: Any = None, untuned: Any = None
+) -> list[str]:
+    """Apply the selectors and builders in order; says how many rows each kept. untuned: the model that scores rows, if asked."""
     notes = []
     ctx = DataContext(
-        seed=seed, embed=embed, count_tokens=lambda t: len(tokenizer(t, add_special_tokens=False)["input_ids"])
-    )
+        seed=seed, embed=embed, count_tokens=lambda t: len(tokenizer(t, add_special_tokens=False)["input_ids"]),
+        score=None if untuned is None else untuned.score, gradients=None if untuned is None else untuned.gradients,
+    )  # fmt: skip
     for i, spec in enumerate(steps):
         choose = build_component(spec, "data", f"data.steps[{i}]")
+        if isinstance(choose, Build):
+            built = choose(rows.rows, ctx)
+            rows.become(built.rows, built.source, choose.makes)
+            notes += built.notes
+            continue
+        if not isinstance(choose, Select):
+            raise ConfigError(sentence(f"data.steps[{i}]", "a selector or builder", choose.id, "Make rows from Python first"))
         choice = choose(rows.rows, ctx)
         notes.append(f"{choose.id} kept {len(choice.index)} of {len(rows.rows)} rows: {choice.reason}")
         rows.keep(choice.index.tolist())
@@ -193,7 +208,9 @@ def select(recipe: Recipe, rows: Rows, tokenizer: Any) -> list[str]:
     """Apply the recipe's own selectors, if it has any."""
     if not recipe.data.steps:
         return []
-    return select_rows(rows, recipe.data.steps, recipe.seed, tokenizer, embedder(recipe))
+    from luthier.recipes.scoring import Untuned
+
+    return select_rows(rows, recipe.data.steps, recipe.seed, tokenizer, embedder(recipe), Untuned(recipe, tokenizer))
 
 
 def model_source(recipe: Recipe) -> str:
@@ -222,11 +239,15 @@ def prepare(
 ) -> Prepared:
     """Load, encode, attach: everything up to the first step. Raises with the error form; loses nothing."""
     from luthier.models.loading import load_causal_lm, load_config, load_tokenizer, with_pad
+    from luthier.recipes.image_check import is_image
+    from luthier.recipes.images import prepare_images
     from luthier.recipes.text import encode_training, renderer
 
+    if is_image(recipe.model, recipe.objective):
+        return prepare_images(recipe, out, on_event, accelerator)
     parts = build_parts(recipe)
     splits = load_splits(recipe.data, recipe.seed)
-    kind = "group" if recipe.loop is not None else fit_kind(parts.objective, splits.train)
+    kind = "group" if recipe.loop is not None else fit_kind(parts.objective, splits.train, recipe.data.steps)
     source = model_source(recipe)
     load_config(source)
     tokenizer = with_pad(load_tokenizer(recipe.tokenizer or source))
@@ -248,9 +269,25 @@ def prepare(
     notes += _fit_test(splits, parts, text)
     feed = _feed(recipe, parts, kind, encoded, policy, splits, text)
     identity = f"{recipe.identity}:{splits.train.fingerprint}"
+    handles: dict[str, Any] = {"tokenizer": tokenizer}
+    if (kept := retained(recipe.data, recipe.seed)) is not None:
+        handles["retain"] = _retained(recipe, kept, policy, model.config)
+        notes.append(f"retained: {kept.statement}")
+        identity += f":{kept.fingerprint}"
     job = Job(policy, parts.objective, feed, recipe.train, parts.optimiser, parts.schedule, parts.hooks, recipe.seed, out,
-              identity, accelerator, on_event)  # fmt: skip
+              identity, accelerator, on_event, handles)  # fmt: skip
     return Prepared(recipe, parts, splits, encoded, policy, feed, job, notes)
+
+
+def _retained(recipe: Recipe, rows: Rows, policy: Policy, config: Any) -> Any:
+    """Old rows for hooks, encoded as the new ones are."""
+    from luthier.recipes.text import encode_training
+    from luthier.train.retain import Retained
+
+    made = encode_training(rows, "text", policy.tokenizer, recipe.data, config)
+    width = packing_of(recipe, policy.view.module.packs)
+    return Retained(policy, RowFeed(made.examples, "text", made.parts, int(policy.tokenizer.pad_token_id),
+                                    recipe.train.batch, recipe.seed, width=width))  # fmt: skip
 
 
 def _fit_test(splits: Splits, parts: Parts, text: Any) -> list[str]:
@@ -285,14 +322,45 @@ def _feed(recipe: Recipe, parts: Parts, kind: str, encoded: Any, policy: Policy,
         if train.batch % recipe.rollout.group:
             raise Refused(sentence("train.batch", f"a multiple of rollout.group ({recipe.rollout.group})", str(train.batch),
                                    "Change one of them"))  # fmt: skip
+        whole = "group" in parts.objective.needs.signals
+        if whole and recipe.rollout.group < 2:
+            raise Refused(sentence(parts.objective.name, "at least two completions per prompt", "rollout.group: 1", "Raise it"))
         rows = [as_prompt(r) for r in rows]
         return RolloutFeed(policy, [list(e[0].ids) for e in encoded.examples], rows, parts.reward,
                            _advantage(parts.objective), recipe.rollout.group, train.batch, recipe.seed,
                            recipe.rollout.max_new, recipe.rollout.temperature, train.micro, recipe.rollout.reuse, text.stop,
-                           pad_id)  # fmt: skip
+                           pad_id, whole=whole)  # fmt: skip
     width = packing_of(recipe, policy.view.module.packs)
-    return RowFeed(encoded.examples, kind, encoded.parts, pad_id, train.batch, recipe.seed, train.micro, width,
+    columns = {k: torch.tensor(v) for k, v in encoded.columns.items()}
+    feed = RowFeed(encoded.examples, kind, encoded.parts, pad_id, train.batch, recipe.seed, train.micro, width, columns,
                    meta=rows)  # fmt: skip
+    feed.tables = _taught(recipe, parts.objective, policy, feed)
+    return feed
+
+
+def _taught(recipe: Recipe, objective: Objective, policy: Policy, feed: RowFeed) -> dict[str, list[torch.Tensor]]:
+    """The teacher's most probable words at each trained token, from its file or by reading the rows once; {} if not asked."""
+    from luthier.models.topk import TopK, teacher_topk
+
+    asked = words_asked(objective)
+    if not asked:
+        return {}
+    if recipe.data.topk is not None:
+        found = TopK.load(Path(recipe.data.topk))
+    elif isinstance(policy.teacher, LanguageView):
+        device = next(policy.teacher.module.parameters()).device
+        found = teacher_topk(policy.teacher, (feed.collate([r]).to(device) for r in range(len(feed))), asked)
+        policy.forwards["teacher"] = policy.forwards.get("teacher", 0) + len(feed)
+    else:
+        raise Refused(sentence(objective.name, "a teacher's words at each token", "neither a teacher nor a file",
+                               "Name a `teacher`, or a file of luthier.models.topk in data.topk"))  # fmt: skip
+    return found.rows(feed.examples, asked)
+
+
+def words_asked(objective: Objective) -> int:
+    """How many of a teacher's words at each token an objective reads; 0 for none."""
+    members = objective.members if isinstance(objective, Sum) else (objective,)
+    return max(getattr(getattr(one, "inner", one), "top", 1) if "topk_id" in one.needs.signals else 0 for one in members)
 
 
 def packing_of(recipe: Recipe, packs: bool) -> int | None:
@@ -309,22 +377,25 @@ def packing_of(recipe: Recipe, packs: bool) -> int | None:
 def _procedure(recipe: Recipe, parts: Parts, encoded: Any, rows: Any, policy: Policy, text: Any, pad_id: int) -> Feed:
     from luthier.loops._parts import FeedParts
 
-    wanted = parts.objective.needs.batch
-    if wanted and "text" not in wanted:
-        raise Refused(sentence(f"loop {recipe.loop}", "an objective for text", parts.objective.name, "Use nll or dft"))
+    wanted, procedure = parts.objective.needs.batch, build_component(recipe.loop, "loops", "loop")
+    if wanted and procedure.gives not in wanted:
+        do = "Use nll or dft" if procedure.gives == "text" else "Use dpo or another pair loss"
+        raise Refused(sentence(f"loop {procedure.name}", f"an objective for {procedure.gives} data", parts.objective.name, do))
     assert parts.reward is not None
     sampling = Sampling(recipe.rollout.max_new, recipe.rollout.temperature, text.stop)
     handed = FeedParts(policy, [list(e[0].ids) for e in encoded.examples], rows, parts.reward, sampling, recipe.train.batch,
                        recipe.train.micro, recipe.seed, pad_id)  # fmt: skip
-    return build_component(recipe.loop, "loops", "loop").feed(handed)
+    return procedure.feed(handed)
 
 
 def _advantage(objective: Objective) -> Any:
     members = objective.members if isinstance(objective, Sum) else (objective,)
     for one in members:
-        inner = getattr(one, "inner", one)
-        if hasattr(inner, "advantage"):
-            return inner.advantage
+        own = getattr(getattr(one, "inner", one), "advantage", None)
+        if own is not None:
+            return own
+    if "advantage" not in objective.needs.signals:
+        return lambda reward, group: reward
     raise Refused(f"{objective.name} requires an objective that turns rewards into advantages; got none. Use grpo.")
 
 
@@ -367,17 +438,15 @@ def cache_reference(prepared: Prepared) -> int:
         rows = order[at : at + size]
         batch = feed.collate(rows).to(device)
         got = prepared.policy.reference_signals(batch, ["token_logp"])["token_logp"]
-        masks = batch.inputs["loss_mask"].bool().split(len(rows)) if not feed.width else None
         passes += 1
         for i, row in enumerate(rows):
-            held[row] = tuple(_trained(got[p][i], feed.examples[row][p], None if masks is None else masks[p][i])
-                              for p in range(len(feed.parts)))  # fmt: skip
+            held[row] = tuple(_trained(got[p][i], feed.examples[row][p]) for p in range(len(feed.parts)))
     prepared.policy.forwards["reference"] = prepared.policy.forwards.get("reference", 0) + passes
     feed.reference = [held[r] for r in range(len(feed))]
     return passes
 
 
-def _trained(values: torch.Tensor, tokens: Any, mask: torch.Tensor | None) -> torch.Tensor:
+def _trained(values: torch.Tensor, tokens: Any) -> torch.Tensor:
     own = torch.tensor(tokens.mask, dtype=torch.bool)
     own[0] = False
     return values[: len(own)].cpu()[own]

@@ -83,12 +83,15 @@ class LoadedRun:
 
     def subject(self, seed: int = 0) -> Any:
         """The run as measures and generation see it."""
+        from luthier.models.changes import changes_of
         from luthier.models.subject import LanguageSubject
         from luthier.recipes.text import renderer
 
+        adaptations = [a for a, _ in build_adapt(self.recipe.adapt)]
         text = renderer(self.tokenizer, self.recipe.data, self.model.config)
         return LanguageSubject(self.module, self.tokenizer, text.renders, text.pairs, text.stop, seed,
-                               off=self.attached.disabled, decode=build_decode(self.recipe.decode))  # fmt: skip
+                               off=self.attached.disabled, decode=build_decode(self.recipe.decode),
+                               changed=changes_of(self.model, self.attached, adaptations))  # fmt: skip
 
 
 def free_folder(out: Path) -> None:

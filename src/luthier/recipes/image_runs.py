@@ -15,7 +15,7 @@ from torch import Tensor
 from luthier.core import MeasureContext, Reading
 from luthier.core.errors import DataError, Refused, sentence
 from luthier.models.denoiser import DenoiserView, load_denoiser
-from luthier.recipes.images import ImageSubject, codec_of, drawer, source_of
+from luthier.recipes.images import ImageSubject, as_floats, codec_of, drawer, source_of
 from luthier.recipes.recipe import Data, ImageSampling, Recipe, parse
 
 IMAGE_TAG = "image"
@@ -34,7 +34,8 @@ def measure_images(prepared: Any, cost: Mapping[str, float]) -> list[Reading]:
 
 def context_of(prepared: Any, cost: Mapping[str, float]) -> MeasureContext:
     """Handles of image measures: the world's reader where there is one, the test images, the cost."""
-    handles = {"images": prepared.kit.test.images, "read": prepared.kit.subject.read}
+    images = tuple(as_floats(part) for part in prepared.kit.test.images)
+    handles = {"images": images, "read": prepared.kit.subject.read}
     return MeasureContext(prepared.recipe.seed, cost=dict(cost), handles=handles)
 
 

@@ -156,11 +156,11 @@ def pictures(recipe: Recipe, source: str, split: str, n: int, loaded: LoadedDeno
         made = _files(recipe, source, pixels, n, kind)
     made.conditions = conditioner.tokens(made.rows) if conditioner.raw else {}
     if loaded.codec is not None:
-        made.images = tuple(torch.cat([loaded.codec.encode(_float(b)) for b in part.split(16)]) for part in made.images)
+        made.images = tuple(torch.cat([loaded.codec.encode(as_floats(b)) for b in part.split(16)]) for part in made.images)
     return made
 
 
-def _float(stored: Tensor) -> Tensor:
+def as_floats(stored: Tensor) -> Tensor:
     """Bytes to the range [-1, 1]; floats as they are."""
     return stored.float() / 127.5 - 1.0 if stored.dtype == torch.uint8 else stored.float()
 
@@ -259,7 +259,7 @@ def _reader(source: str) -> Any:
         return None
     from luthier.recipes.image_world import reader
 
-    return reader()
+    return reader(source)
 
 
 def _teacher(recipe: Recipe) -> Any:
@@ -282,8 +282,12 @@ def handles_of(recipe: Recipe, parts: Any, policy: Any, loaded: LoadedDenoiser, 
     if average is not None:
         out["ema"] = policy.view.runner(partial(averaged, policy, average), partial(policy.count, "ema"))
     if parts.reward is not None:
-        decode = codec_of(loaded)[0]
-        out["reward"] = ImageReward(parts.reward, decode)
+        reward = parts.reward
+        if hasattr(reward, "bound"):
+            from luthier.recipes.image_world import world_rewards
+
+            reward = reward.bound(world_rewards())
+        out["reward"] = ImageReward(reward, codec_of(loaded)[0])
     return out
 
 
@@ -301,6 +305,7 @@ class ImageReward:
 
 def feed_of(recipe: Recipe, train: Pictures, loaded: LoadedDenoiser, objective: Any) -> ImageFeed:
     """Batches of the training images."""
+    members = getattr(objective, "members", (objective,))
     conditioner = loaded.module.conditioner
     null = {k: v[0] for k, v in conditioner.null(1).items()} if recipe.data.drop_condition and train.conditions else {}
     columns = {
@@ -309,7 +314,7 @@ def feed_of(recipe: Recipe, train: Pictures, loaded: LoadedDenoiser, objective: 
         if train.rows and k in train.rows[0]
     }
     return ImageFeed(train.images, train.kind, train.parts, recipe.train.batch, recipe.seed, train.conditions, null,
-                     recipe.data.drop_condition, recipe.train.micro, columns, train.rows, _float,
+                     recipe.data.drop_condition, recipe.train.micro, columns, train.rows, as_floats,
                      rows=len(train.rows), shape=loaded.shape, steps=recipe.train.total_steps(len(train.rows)),
                      references=max((getattr(one, "references", 0) for one in members), default=0))  # fmt: skip
 

@@ -10,10 +10,20 @@ import torch
 from torch import nn
 
 from luthier.core.batch import Batch
+from luthier.core.config import build_component
 from luthier.core.protocols import Context
 from luthier.models.language import LanguageModule, LanguageView
 from luthier.models.loading import DTYPES, load_config, load_tokenizer
-from luthier.recipes.build import attach_all, build_parts, fit_kind, model_source, needs_reference, packing_of, select
+from luthier.recipes.build import (
+    attach_all,
+    build_parts,
+    fit_kind,
+    model_source,
+    needs_reference,
+    packing_of,
+    select,
+    words_asked,
+)
 from luthier.recipes.recipe import Recipe
 from luthier.recipes.rows import load_splits
 from luthier.recipes.text import encode_training
@@ -71,7 +81,7 @@ def plan(recipe: Recipe) -> Plan:
     """Predict a run's cost; no weights are loaded and nothing is computed but shapes."""
     parts = build_parts(recipe)
     splits = load_splits(recipe.data, recipe.seed)
-    kind = "group" if recipe.loop is not None else fit_kind(parts.objective, splits.train)
+    kind = "group" if recipe.loop is not None else fit_kind(parts.objective, splits.train, recipe.data.steps)
     source = model_source(recipe)
     config, tokenizer = load_config(source), load_tokenizer(recipe.tokenizer or source)
     select(recipe, splits.train, tokenizer)
@@ -80,7 +90,11 @@ def plan(recipe: Recipe) -> Plan:
     if kind == "group":
         return _plan_group(recipe, parts, encoded, config, tokenizer)
     feed = RowFeed(encoded.examples, kind, encoded.parts, int(tokenizer.pad_token_id), train.batch, recipe.seed, train.micro,
-                   packing_of(recipe, True))  # fmt: skip
+                   packing_of(recipe, True), {k: torch.tensor(v) for k, v in encoded.columns.items()})  # fmt: skip
+    if words := words_asked(parts.objective):
+        sizes = [e[0].trained for e in encoded.examples]
+        feed.tables = {"topk_id": [torch.zeros(n, words, dtype=torch.long) for n in sizes],
+                       "topk_logp": [torch.zeros(n, words) for n in sizes]}  # fmt: skip
     steps = train.total_steps(len(feed))
     micros = [feed.micros(s) for s in range(min(max(steps, 1), 64))]
     biggest = max((b for m in micros for b in m), key=lambda b: b.inputs["input_ids"].numel())
@@ -110,7 +124,8 @@ def _plan_group(recipe: Recipe, parts: Any, encoded: Any, config: Any, tokenizer
     steps = train.total_steps(len(encoded.examples))
     longest = max(len(e[0].ids) for e in encoded.examples) + roll.max_new
     size = train.micro or train.batch
-    ids = torch.zeros(size, longest, dtype=torch.long)
+    pairs = recipe.loop is not None and build_component(recipe.loop, "loops", "loop").gives == "preference"
+    ids = torch.zeros(2 * size if pairs else size, longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
     mask[:, -roll.max_new :] = 1
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "loss_mask": mask,
@@ -119,9 +134,11 @@ def _plan_group(recipe: Recipe, parts: Any, encoded: Any, config: Any, tokenizer
         "advantage": torch.zeros(size),
         "reward": torch.zeros(size),
         "group": torch.zeros(size, dtype=torch.long),
+        **{name: torch.zeros(size) for name in ("weight", "gap", "consistency") if pairs},
     }
+    batch = Batch("preference", inputs, ("chosen", "rejected"), columns) if pairs else Batch("group", inputs, ("text",), columns)
     several = size < train.batch
-    walk = _walk(recipe, parts, config, Batch("group", inputs, ("text",), columns), several)
+    walk = _walk(recipe, parts, config, batch, several)
     each = -(-train.batch // size)
     forwards = {"policy": steps * each, "rollout": -(-steps // roll.reuse)}
     if several and walk.terms > 1:
@@ -180,10 +197,30 @@ def _walk(recipe: Recipe, parts: Any, config: Any, batch: Batch, accumulates: bo
                     sum(p.numel() for p in trained), terms)  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _AsNew:
+    """Old rows for hooks: as many and as long as the new ones of a step, which is the most that they can be."""
+
+    policy: Policy
+    new: Batch
+
+    def __len__(self) -> int:
+        return len(self.new)
+
+    def batch(self, rows: Sequence[int], step: int) -> Batch:
+        """The new rows."""
+        return self.new
+
+    def signals(self, batch: Batch, names: Sequence[str]) -> Any:
+        """Signals under the policy."""
+        return self.policy.signals(batch, names, "retain")
+
+
 def _loss(recipe: Recipe, parts: Any, policy: Policy, batch: Batch) -> tuple[int, torch.Tensor]:
     from luthier.core.terms import as_terms
 
-    context = Context(0, 1, recipe.seed, policy.view.module, policy.attached)
+    handles = {"retain": _AsNew(policy, batch)} if recipe.data.retain else {}
+    context = Context(0, 1, recipe.seed, policy.view.module, policy.attached, handles)
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe.train.precision == "bf16"):
         s = policy.signals(batch, parts.objective.needs.signals)
         terms = as_terms(parts.objective(batch, s))

@@ -14,7 +14,7 @@ from luthier.recipes.text import encode_training
 def encode_for_preview(recipe: Recipe) -> tuple[Any, Any, str]:
     """(encoded data, tokenizer, how the data was read)."""
     splits = load_splits(recipe.data, recipe.seed)
-    kind = "group" if recipe.loop is not None else fit_kind(build_objective(recipe.objective), splits.train)
+    kind = "group" if recipe.loop is not None else fit_kind(build_objective(recipe.objective), splits.train, recipe.data.steps)
     source = model_source(recipe)
     config, tokenizer = load_config(source), load_tokenizer(recipe.tokenizer or source)
     told = select(recipe, splits.train, tokenizer)

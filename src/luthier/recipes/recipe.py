@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 from luthier.core.algebra import Sum, Weighted
 from luthier.core.config import as_dict, build_section, check_component, load_yaml, section_faults, value_faults
@@ -27,18 +27,26 @@ class Data:
     train, `holdout`); old is what must not be forgotten. rows, test_rows: at most so many (0: all). fields: which column
     plays which part. kind: what to read rows as, where they can serve as several kinds. max_length: tokens per sequence
     (None: the model's context); truncation: what happens to longer ones.
+    retain: rows of old skills for hooks that train on them (replay, bc_anchor, ewc), at most retain_rows of them; never those
+    of `old`, which are measured: of a lab world its split train.
+    topk: a file of a teacher's most probable words for these rows (luthier.models.topk).
     train_on: which turns are trained. add_end: train an end token where no template writes one. template: a chat template,
     "plain" or "none". noise: share of wrong answers, for lab worlds.
+    Of images: resize says what happens to those of another size than the model's; drop_condition: how often an image trains
+    without its condition, which guidance needs.
     """
 
     train: str
     test: str | None = None
     old: str | list[str] | None = None
+    retain: str | list[str] | None = None
+    retain_rows: Annotated[int, Gt(0)] = 256
+    topk: str | None = None
     rows: Annotated[int, Ge(0)] = 0
     test_rows: Annotated[int, Ge(0)] = 100
     holdout: Annotated[float, Ge(0)] = 0.1
     format: str | None = None
-    kind: Literal["text", "preference", "scored", "feedback", "prompts"] | None = None
+    kind: Literal["text", "preference", "scored", "feedback", "judged", "set", "prompts"] | None = None
     fields: dict[str, str] | None = None
     split: str | None = None
     on_bad: Literal["error", "drop"] = "error"
@@ -50,6 +58,8 @@ class Data:
     system: str | None = None
     noise: Annotated[float, Ge(0)] = 0.0
     steps: list[Any] | None = None
+    resize: Literal["error", "crop"] = "error"
+    drop_condition: Annotated[float, Ge(0), Le(1)] = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +73,21 @@ class Rollout:
     max_new: Annotated[int, Gt(0)] = 64
     temperature: Annotated[float, Gt(0)] = 1.0
     reuse: Annotated[int, Gt(0)] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSampling:
+    """The `sampling:` section of image models: how images are drawn for measures and reports.
+
+    sampler: a component of diffusion.samplers; steps of its grid; spacing of their times; guidance: scale of classifier-free
+    guidance, 1 is none; guides: further components of diffusion.guidance, the first nearest to the model.
+    """
+
+    sampler: Any = "euler"
+    steps: Annotated[int, Gt(0)] = 20
+    spacing: Literal["uniform", "karras", "log_snr"] = "uniform"
+    guidance: float = 1.0
+    guides: list[Any] = field(default_factory=list[Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +105,7 @@ class Recipe:
     reward: Any = None
     loop: Any = None
     rollout: Rollout = field(default_factory=Rollout)
+    sampling: ImageSampling = field(default_factory=ImageSampling)
     measure: tuple[Any, ...] = ()
     decode: tuple[Any, ...] = ()
     tokenizer: str | None = None
@@ -94,8 +120,8 @@ class Recipe:
         out: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, Data | Training | Rollout):
-                value = {g.name: getattr(value, g.name) for g in fields(value) if getattr(value, g.name) != g.default}
+            if isinstance(value, Data | Training | Rollout | ImageSampling):
+                value = {g.name: getattr(value, g.name) for g in fields(value) if getattr(value, g.name) not in (g.default, [])}
             out[f.name] = _plain(value)
         return out
 
@@ -116,9 +142,10 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else as_dict(value)
 
 
-_SECTIONS: Mapping[str, type[Any]] = {"data": Data, "train": Training, "rollout": Rollout}
+_SECTIONS: Mapping[str, type[Any]] = {"data": Data, "train": Training, "rollout": Rollout,
+                                           "sampling": ImageSampling}  # fmt: skip
 _SLOTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "objective": (("objectives",), ("weight",)),
+    "objective": (("objectives", "diffusion"), ("weight",)),
     "adapt": (("adapt",), ("sites",)),
     "regularise": (("regularise", "optim"), ()),
     "optimiser": (("optim",), ()),
@@ -128,9 +155,14 @@ _SLOTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "measure": (("measure",), ()),
     "decode": (("decode",), ()),
 }
+_NESTED: Mapping[str, tuple[str, ...]] = {"data": ("steps",), "sampling": ("sampler", "guides")}
 _LISTS = ("objective", "adapt", "regularise", "reward", "measure", "decode")
-_GROUPS: Mapping[str, tuple[str, ...]] = {"regularise": ("regularise.", "optim.gradients."), "optimiser": ("optim.rules.",),
-                                          "schedule": ("optim.schedules.",)}  # fmt: skip
+_GROUPS: Mapping[str, tuple[str, ...]] = {
+    "objective": ("objectives.", "diffusion.train.", "diffusion.consistency.", "diffusion.align.", "diffusion.personalise."),
+    "regularise": ("regularise.", "optim.gradients.", "optim.averages."),
+    "optimiser": ("optim.rules.",),
+    "schedule": ("optim.schedules.",),
+}
 _KEY_TYPES: Mapping[str, str] = {"weight": "float", "sites": "str"}
 
 
@@ -183,7 +215,7 @@ def recipe_faults(plain: Any) -> list[str]:
             value = plain[key]
             if key == "data" and isinstance(value, str):
                 continue
-            own = section_faults(cls, value, key, skip=("steps",) if cls is Data else ())
+            own = section_faults(cls, value, key, skip=_NESTED.get(key, ()))
             faults += own or (build_section(cls, value).faults() if cls is Training else [])
     named: dict[str, list[Entry]] = {}
     for slot in _SLOTS:
@@ -202,7 +234,25 @@ def recipe_faults(plain: Any) -> list[str]:
         steps = None
     for i, step in enumerate(steps or []):
         faults += check_component(step, "data", f"data.steps[{i}]")[1]
+    faults += _sampling_faults(plain.get("sampling"))
     return faults + _needs_faults(plain, named)
+
+
+def _sampling_faults(given: Any) -> list[str]:
+    """Faults of the components that the `sampling:` section names."""
+    if not isinstance(given, Mapping):
+        return []
+    guides = given.get("guides")
+    named = [("sampling.sampler", "diffusion.samplers.", given["sampler"])] if "sampler" in given else []
+    named += [(f"sampling.guides[{i}]", "diffusion.guidance.", g) for i, g in enumerate(guides if isinstance(guides, list) else [])]
+    faults = []
+    for at, group, spec in named:
+        entry, own = check_component(spec, "diffusion", at)
+        faults += own
+        if entry is not None and not entry.id.startswith(group):
+            fit = sorted(e.short for e in entries().values() if e.id.startswith(group))
+            faults.append(f"{at}: requires one of {', '.join(fit)}; got {entry.id}.")
+    return faults
 
 
 def _unknown_key(key: str, known: Collection[str]) -> str:
@@ -232,14 +282,18 @@ def _needs_faults(plain: Mapping[str, Any], entries: Mapping[str, list[Entry]]) 
                       "Add for example `reward: exact`.")  # fmt: skip
     faults += [f"decode: {e.short} needs the logits of {' and '.join(e.card.needs.handles)}, which a recipe cannot give; use it "
                f"from Python (luthier.{e.id})." for e in entries.get("decode", ()) if e.card.needs.handles]  # fmt: skip
-    return faults + _idle_faults(plain, entries.get("objective", ()))
+    return faults + _idle_faults(plain, entries.get("objective", ()), entries.get("regularise", ()))
 
 
-def _idle_faults(plain: Mapping[str, Any], objectives: Iterable[Entry]) -> list[str]:
-    """Keys that would be ignored; a recipe says nothing in vain."""
-    samples = bool(plain.get("loop")) or any(e.card.needs.batch == ("group",) for e in objectives)
-    taught = any("teacher" in e.card.needs.handles for e in objectives)
+def _idle_faults(plain: Mapping[str, Any], objectives: Iterable[Entry], hooks: Iterable[Entry]) -> list[str]:
+    """Keys that would be ignored, or are missing; a recipe says nothing in vain."""
+    samples = bool(plain.get("loop")) or any("group" in e.card.needs.batch for e in objectives)
+    stored = any("topk_id" in e.card.needs.signals for e in objectives)
+    taught = stored or any("teacher" in e.card.needs.handles for e in objectives)
     data = plain.get("data")
+    retains = [e.short for e in hooks if "retain" in e.card.needs.handles]
+    if retains and not (isinstance(data, Mapping) and data.get("retain")):
+        return [f"{retains[0]} requires rows of old skills; the recipe names none. Add `data.retain: SOURCE`."]
     idle = []
     if not samples:
         idle += [(k, "an objective or loop that samples (grpo, raft)") for k in ("reward", "rollout") if plain.get(k)]
@@ -247,6 +301,10 @@ def _idle_faults(plain: Mapping[str, Any], objectives: Iterable[Entry]) -> list[
         idle.append(("teacher", "an objective that learns from a teacher"))
     if isinstance(data, Mapping) and data.get("noise") and not str(data.get("train", "")).startswith("lab:"):
         idle.append(("data.noise", "data of a lab world, whose right answers are known"))
+    if isinstance(data, Mapping) and data.get("topk") and not stored:
+        idle.append(("data.topk", "an objective that reads stored words of a teacher (logit_targets)"))
+    if isinstance(data, Mapping) and data.get("retain") and not retains:
+        idle.append(("data.retain", "a regulariser that trains on old rows (replay, bc_anchor, ewc)"))
     train = plain.get("train")
     if isinstance(train, Mapping) and train.get("warmup") and not isinstance(plain.get("schedule", "linear"), str):
         idle.append(("train.warmup", "a schedule given by its name alone (else write warmup among the schedule's own parameters)"))

@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.core.errors import ConfigError, DataError, sentence, unknown
+from luthier.core.component import Component
+from luthier.core.config import name_and_parameters
+from luthier.core.errors import ConfigError, DataError, Refused, sentence, unknown
+from luthier.core.registry import find
 from luthier.core.streams import numpy_stream
 from luthier.recipes.recipe import Data
 
@@ -37,6 +40,11 @@ class Rows:
         before = self.places or list(range(len(self.rows)))
         self.rows, self.places = [self.rows[i] for i in index], [before[i] for i in index]
 
+    def become(self, rows: Sequence[Row], source: Sequence[int], kind: str) -> None:
+        """Other rows in place of these, each made of the row with the number in `source`."""
+        before = self.places or list(range(len(self.rows)))
+        self.rows, self.places, self.kind = list(rows), [before[i] for i in source], kind
+
 
 @dataclass
 class Splits:
@@ -56,6 +64,29 @@ def advice(wanted: str, rows: Rows) -> str:
     if rows.loaded is not None:
         return suggest(wanted, rows.loaded)
     return "Use lab:language/preferences for pairs" if wanted == "preference" else "Choose another source of the world"
+
+
+MAKES = {"pairs": "preference", "targets": "text"}  # what builders make, by their group in the data room
+
+
+def kind_after(rows: Rows, steps: Sequence[Any] | None) -> str:
+    """Kind of the data after these steps, where builders make rows of another one. Nothing is imported.
+
+    Raises Refused for a builder that cannot read what it would get.
+    """
+    kind = rows.kind
+    for i, spec in enumerate(steps or ()):
+        name = spec.id if isinstance(spec, Component) else name_and_parameters(spec, f"data.steps[{i}]")[0]
+        entry = find(name, "data")
+        made = MAKES.get(entry.id.split(".")[1])
+        if made is None:
+            continue
+        if kind not in entry.card.needs.batch:
+            wanted = " or ".join(entry.card.needs.batch)
+            raise Refused(sentence(f"data.steps[{i}] ({entry.short})", f"{wanted} data", f"{kind} data in {rows.path}",
+                                   "Give rows with `prompt`, `responses` and `scores`, or leave the step out"))  # fmt: skip
+        kind = made
+    return kind
 
 
 def is_world(source: str) -> bool:
@@ -133,6 +164,28 @@ def load_splits(data: Data, seed: int) -> Splits:
         test = test[: data.test_rows]
     old = [r for s in listed(data.old) for r in _source(s, data, seed).rows]
     return Splits(train, list(test), old)
+
+
+def retained(data: Data, seed: int) -> Rows | None:
+    """The rows of `data.retain`, in equal parts of its sources; None where it names none.
+
+    Raises DataError for rows that are no text, and for files that are measured as `data.old` too.
+    """
+    sources = listed(data.retain)
+    if not sources:
+        return None
+    if both := [s for s in sources if s in listed(data.old) and not is_world(s)]:
+        raise DataError(sentence("data.retain", "rows that are not measured", f"{both[0]}, which data.old names too",
+                                 "Split the file in two"))  # fmt: skip
+    each = -(-data.retain_rows // len(sources))
+    found = [world_rows(s, "train", each, seed) if is_world(s) else _cut(file_rows(s, data), each) for s in sources]
+    if kinds := {r.kind for r in found} - {"text"}:
+        raise DataError(
+            sentence("data.retain", "rows of text", f"{kinds.pop()} data", "Name rows with answers to keep")
+        )
+    rows = [row for one in found for row in one.rows]
+    told = "; ".join(r.statement for r in found)
+    return Rows(rows, "text", told, "+".join(r.fingerprint for r in found), " + ".join(sources))
 
 
 def _source(source: str, data: Data, seed: int) -> Rows:

@@ -20,6 +20,8 @@ from luthier.core.errors import DataError, ModelError, OutputError, Refused, sen
 from luthier.core.files import read_json, write_json, write_tensors, write_text
 from luthier.measure.suites import SUITES, have, lacks, split
 from luthier.recipes.build import Prepared, build_decode, build_measures, cache_reference, embedder, prepare
+from luthier.recipes.image_runs import image_faults, image_samples, measure_images
+from luthier.recipes.images import write_merged_images
 from luthier.recipes.recipe import Recipe
 from luthier.recipes.rows import measured
 from luthier.recipes.text import renderer
@@ -87,13 +89,17 @@ def _plain(objective: Any) -> Any:
 
 def subject_of(prepared: Prepared) -> Any:
     """The run's model as measures see it."""
+    if prepared.kit is not None:
+        return prepared.kit.subject
+    from luthier.models.changes import changes_of
     from luthier.models.subject import LanguageSubject
 
     policy = prepared.policy
     text = renderer(policy.tokenizer, prepared.recipe.data, policy.view.module.model.config)
     return LanguageSubject(policy.view.module, policy.tokenizer, text.renders, text.pairs, text.stop, prepared.recipe.seed,
-                           off=policy.attached.disabled,
-                           decode=build_decode(prepared.recipe.decode))  # fmt: skip
+                           off=policy.attached.disabled, decode=build_decode(prepared.recipe.decode),
+                           changed=changes_of(policy.view.module.model, policy.attached,
+                                              [a for a, _ in prepared.parts.adapt]))  # fmt: skip
 
 
 def measure(prepared: Prepared, cost: Mapping[str, float]) -> list[Reading]:
@@ -101,6 +107,8 @@ def measure(prepared: Prepared, cost: Mapping[str, float]) -> list[Reading]:
     if not prepared.parts.measures:
         return []
     splits, recipe = prepared.splits, prepared.recipe
+    if prepared.kit is not None:
+        return measure_images(prepared, cost)
     ctx = MeasureContext(recipe.seed, embedder(recipe), splits.verify, dict(cost), measured(splits.old), splits.truth)
     subject, rows = subject_of(prepared), measured(splits.test)
     chosen, _ = chosen_measures(recipe, have(rows, ctx, subject))
@@ -114,6 +122,8 @@ def check_measures(prepared: Prepared) -> list[str]:
     """What suites leave out, in sentences. Raises Refused where a measure could not run, so that no training is spent first."""
     if not prepared.parts.measures:
         return []
+    if prepared.kit is not None:
+        return image_faults(prepared)
     splits, subject, rows = prepared.splits, subject_of(prepared), measured(prepared.splits.test)
     ctx = MeasureContext(0, embedder(prepared.recipe), splits.verify, {"steps": 0.0}, measured(splits.old), splits.truth)
     there = have(rows, ctx, subject)
@@ -146,6 +156,8 @@ def chosen_measures(recipe: Recipe, there: set[str]) -> tuple[list[Any], list[st
 
 def sample(prepared: Prepared, count: int = 4, each: int = 2, max_new: int = 48) -> list[dict[str, Any]]:
     """A few generations for people to look at."""
+    if prepared.kit is not None:
+        return image_samples(prepared, each)
     rows = measured(prepared.splits.test[:count])
     if not rows or (prepared.splits.train.kind == "preference" and not rows[0].get("prompt")):
         return []
@@ -272,6 +284,9 @@ def save_merged(prepared: Prepared, folder: Path, main: bool = True) -> str | No
     if never:
         return never[0]
     try:
+        if prepared.kit is not None:
+            write_merged_images(prepared.kit.loaded, prepared.policy.attached, folder, main)
+            return None
         write_merged(prepared, folder, main)
     except Refused as fault:
         return str(fault)

@@ -58,10 +58,19 @@ class ImageFeed:
         )
         own = list(range(self.batch))[rank::world]
         size = self.micro or len(own)
-        return [
-            self.collate([rows[i] for i in at], noise[at], uniform[at])
-            for at in (own[i : i + size] for i in range(0, len(own), size))
-        ]
+        progress = torch.full((self.batch,), step / max(self.steps, 1))
+        shared = self._references(step)
+        made = []
+        for at in (own[i : i + size] for i in range(0, len(own), size)):
+            drawn = {"noise": noise[at], "uniform": uniform[at], "progress": progress[at]}
+            made.append(self.collate([rows[i] for i in at], drawn, shared))
+        return made
+
+    def _references(self, step: int) -> dict[str, Tensor]:
+        if not self.references:
+            return {}
+        chosen = torch.randperm(len(self), generator=stream(self.seed, "diffusion.references", step))[: self.references]
+        return {"references": self.decode(self.images[0][chosen])}
 
     def collate(self, rows: Sequence[int], drawn: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> Batch:
         """The batch of these rows with what was drawn for each of them, and for all of them."""

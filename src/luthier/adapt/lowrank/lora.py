@@ -14,7 +14,6 @@ Relatives: full (no rank limit), neuroada (sparse instead of low-rank).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -24,6 +23,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Generator, Tensor
 
 from luthier.adapt._delta import LowRank
+from luthier.adapt.lowrank._factors import orthonormal, scale, uniform
 from luthier.core import Card, component
 from luthier.core.errors import Refused, sentence
 
@@ -50,22 +50,6 @@ CARD = Card(
     mechanism="additive deltas",
     tags=("starts_at_base", "exact_merge", "low_rank"),
 )
-
-
-def scale(rank: int, alpha: float, stabilised: bool) -> float:
-    """alpha / r, or alpha / sqrt(r): the factor before B A."""
-    return alpha / (math.sqrt(rank) if stabilised else rank)
-
-
-def uniform(rows: int, columns: int, g: Generator) -> Tensor:
-    """(rows, columns) drawn from U(-1/sqrt(columns), 1/sqrt(columns)): Kaiming's bound at negative slope sqrt(5)."""
-    return (2 * torch.rand(rows, columns, generator=g) - 1) / math.sqrt(columns)
-
-
-def orthonormal(rows: int, columns: int, g: Generator) -> Tensor:
-    """(rows, columns) with orthonormal rows, uniform over all such matrices (Haar). Needs rows <= columns."""
-    q, r = torch.linalg.qr(torch.randn(columns, rows, generator=g, dtype=torch.float64))
-    return (q * r.diagonal().sign()).T.contiguous()
 
 
 @component(CARD)
@@ -109,3 +93,7 @@ class LoRA(LowRank):
     def factors(self, w: Tensor, p: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(s B, A)."""
         return scale(self.rank, self.alpha, self.rank_stabilised) * p["b"], p["a"]
+
+    def pair(self, p: Mapping[str, Tensor]) -> tuple[str, str, float]:
+        """A, B and the scale."""
+        return "a", "b", scale(self.rank, self.alpha, self.rank_stabilised)

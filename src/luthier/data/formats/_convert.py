@@ -74,6 +74,7 @@ def _answered(row: Row) -> list[Row]:
 
 
 SHAPES = {"text": "messages, prompt + response, or text", "preference": "prompt, chosen and rejected",
+          "judged": "prompt, response and a judgment", "set": "prompt, tags and responses",
           "feedback": "prompt, response and a label", "scored": "prompt, responses and scores",
           "prompts": "prompt (and answer)"}  # fmt: skip
 WAYS: Mapping[tuple[str, str], tuple[str, Callable[[Row], list[Row]]]] = {
@@ -84,6 +85,8 @@ WAYS: Mapping[tuple[str, str], tuple[str, Callable[[Row], list[Row]]]] = {
     ("scored", "text"): ("the best response is kept", _best),
     ("scored", "preference"): ("best against worst; ties are left out", _pair_from_scores),
     ("scored", "prompts"): ("only the prompts are kept", lambda r: [_without(r, "responses", "scores")]),
+    ("judged", "text"): ("the answers without a judgment are kept", lambda r: [] if r["judgment"] else [_without(r, "judgment")]),
+    ("set", "text"): ("every response is a row", lambda r: [{**_without(r, "tags", "responses"), "response": x} for x in r["responses"]]),
     ("feedback", "text"): ("the answers judged good are kept", lambda r: [_without(r, "label")] if r["label"] else []),
     ("feedback", "prompts"): ("only the prompts are kept", lambda r: [_without(r, "response", "label")]),
     ("prompts", "text"): ("the reference answer becomes the response", _answered),

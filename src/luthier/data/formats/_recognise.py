@@ -9,7 +9,8 @@ from typing import Any
 from luthier.core.errors import ConfigError, DataError, unknown
 
 KIND = {"messages": "text", "sharegpt": "text", "prompt/response": "text", "alpaca": "text", "text": "text",
-        "preference": "preference", "scored": "scored", "feedback": "feedback", "prompts": "prompts"}  # fmt: skip
+        "preference": "preference", "scored": "scored", "feedback": "feedback", "judged": "judged", "set": "set",
+        "prompts": "prompts"}  # fmt: skip
 ALIASES = {"chat": "messages", "prompt-response": "prompt/response", "pairs": "prompt/response",
            "instruction": "alpaca", "prompts+answer": "prompts", "plain": "text"}  # fmt: skip
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -22,8 +23,10 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "chosen": ("chosen",),
     "rejected": ("rejected",),
     "responses": ("responses", "completions", "candidates", "answers"),
-    "scores": ("scores", "rewards", "ratings"),
+    "scores": ("scores", "rewards", "ratings", "weights"),
     "label": ("label", "desirable"),
+    "judgment": ("judgment", "judgement"),
+    "tags": ("tags", "modes"),
     "answer": ("answer", "ground_truth", "solution", "final_answer", "target", "reference"),
     "system": ("system",),
 }
@@ -31,6 +34,8 @@ NEEDS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "preference": (("chosen", "rejected"),),
     "scored": (("prompt", "responses"),),
     "feedback": (("messages", "label"), ("prompt", "response", "label")),
+    "judged": (("prompt", "response", "judgment"),),
+    "set": (("prompt", "responses", "tags"),),
     "sharegpt": (("messages",),),
     "messages": (("messages",),),
     "alpaca": (("instruction", "response"),),
@@ -47,6 +52,8 @@ SAID = {
     "alpaca": "{instruction}{input} is the user turn, {response} the assistant turn",
     "text": "each {text} is one document", "preference": "{chosen} is preferred to {rejected}{prompt}",
     "scored": "{responses} answer {prompt}, each with its score",
+    "judged": "{judgment} is said of {response}, the answer to {prompt}",
+    "set": "{responses} all answer {prompt}, each behind one of {tags}",
     "feedback": "{label} judges the last answer", "prompts": "{prompt}{input} is completed by the model{answer}",
 }  # fmt: skip
 
@@ -147,6 +154,8 @@ def recognise(record: Mapping[str, Any]) -> Plan | None:
         answers = record[made.columns["responses"]]
         if "scores" in made.columns or (isinstance(answers, list) and answers and isinstance(answers[0], Mapping)):
             return made
+    if (made := plan("set")) and all(isinstance(record[made.columns[c]], list) for c in ("responses", "tags")):
+        return made
     chat = _find("messages", present)
     if chat and (turns := _chat(record[chat])):
         if (made := plan("feedback")) and _is_truth(record[made.columns["label"]]):
@@ -156,6 +165,8 @@ def recognise(record: Mapping[str, Any]) -> Plan | None:
             return plan("prompts")
         return plan("sharegpt" if "from" in turns[0] else "messages")
     if (made := plan("feedback")) and "messages" not in made.columns and _is_truth(record[made.columns["label"]]):
+        return made
+    if made := plan("judged"):
         return made
     lower = {c.lower() for c in present}
     named = {"response", "completion", "output"} & lower

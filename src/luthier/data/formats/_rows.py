@@ -5,6 +5,8 @@ text        {"messages": [{"role", "content", ...}]}, {"prompt", "response"} or 
 preference  {"prompt", "chosen", "rejected"}, each a string or a list of messages
 scored      {"prompt", "responses": [...], "scores": [...]}
 feedback    {"prompt", "response", "label": bool}
+judged      {"prompt", "response", "judgment"}, where the judgment is empty for an answer without fault
+set         {"prompt", "tags": [...], "responses": [...]}
 prompts     {"prompt"} and, where the data has one, "answer"
 Columns that a format does not use stay under their own names.
 """
@@ -21,7 +23,7 @@ ROLES = {"system": "system", "developer": "developer", "user": "user", "human": 
          "observation": "tool", "function": "tool", "function_response": "tool", "ipython": "tool",
          "function_call": "call", "tool_call": "call"}  # fmt: skip
 SWITCHES = ("train", "weight", "loss")
-JSON_COLUMNS = ("messages", "responses", "scores", "tools", "chosen", "rejected", "prompt")
+JSON_COLUMNS = ("messages", "responses", "tags", "scores", "tools", "chosen", "rejected", "prompt")
 Row = dict[str, Any]
 
 
@@ -292,6 +294,23 @@ def _feedback(v: Row) -> Row:
     return {"prompt": turns[:-1], "response": turns[-1]["content"], "label": label}
 
 
+def _judged(v: Row) -> Row:
+    said = v["judgment"]
+    return {**_pair(v), "judgment": "" if said is None else text(said, "judgment", empty=True).strip()}
+
+
+def _set(v: Row) -> Row:
+    made: Row = {"prompt": text_or_messages(v["prompt"], "prompt")}
+    for name in ("tags", "responses"):
+        found = from_json(v[name], name)
+        if not isinstance(found, list) or not found:
+            raise Unfit(f"{name} requires a list with at least one text")
+        made[name] = [text(x, f"{name} {i}") for i, x in enumerate(found, 1)]
+    if len(set(made["tags"])) < len(made["tags"]):
+        raise Unfit("tags repeat one another")
+    return made
+
+
 def _prompts(v: Row) -> Row:
     if "messages" in v:
         turns = messages(v["messages"], "messages")
@@ -309,7 +328,8 @@ def _prompts(v: Row) -> Row:
 
 BUILDERS: Mapping[str, Callable[[Row], Row]] = {
     "messages": _messages, "sharegpt": _messages, "prompt/response": _pair, "alpaca": _alpaca, "text": _text,
-    "preference": _preference, "scored": _scored, "feedback": _feedback, "prompts": _prompts,
+    "preference": _preference, "scored": _scored, "feedback": _feedback, "judged": _judged, "set": _set,
+    "prompts": _prompts,
 }  # fmt: skip
 
 

@@ -50,6 +50,6 @@ CLAIM = Claim(
     seeds=tuple(range(5)),
     run=run,
     budget_s=150,
-    note="gamma = 0.3 as in the authors' examples. Rates of each arm are chosen by the main figure on two worlds that are not "
+    note="gamma = 0.3 as in the authors' examples. Rates of each arm are chosen by the main figure on a world that is not "
     "reported.",
 )

@@ -1,0 +1,1 @@
+"""Makers of rows: pipelines of samplers that write new examples from a few."""

@@ -1,0 +1,1 @@
+"""Builders that change what rows teach: new targets for the same prompts."""
