@@ -21,6 +21,7 @@ MORE: dict[str, list[dict[str, Any]]] = {
         {"rank": 2, "mode": "a_only"},
         {"rank": 3, "rank_stabilised": True},
     ],
+    "adapt.lowrank.eva": [{"rank": 2, "dropout": 0.1}],
     "adapt.lowrank.locon": [{"rank": 2, "tucker": True}, {"rank": 1, "conv_rank": 3, "rank_stabilised": True}],
     "adapt.lowrank.loha": [{"rank": 2}],
     "adapt.lowrank.lokr": [{"rank": 1, "both": True}, {"whole": True, "factor": 3}],

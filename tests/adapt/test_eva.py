@@ -229,11 +229,14 @@ def test_peft_reads_the_export_where_a_layer_has_rank_zero(build: Any, tmp_path:
 @pytest.mark.filterwarnings("ignore:lora with eva initialization")
 @pytest.mark.parametrize("rho", [1.0, 2.0])
 def test_starts_ranks_and_scales_equal_peft(rho: float, monkeypatch: pytest.MonkeyPatch):
+    """With exact decompositions, and components that may turn their sign, on both sides."""
     from peft import EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
     from peft.tuners.lora import eva as theirs
     from peft.utils.incremental_pca import IncrementalPCA
 
+    plain = torch.cosine_similarity
     monkeypatch.setattr(theirs, "IncrementalPCA", lambda **given: IncrementalPCA(given["n_components"], copy=True))
+    monkeypatch.setattr(torch.nn.functional, "cosine_similarity", lambda a, b: plain(a, b).abs())
     targets = ["q_proj", "o_proj", "down_proj"]
     model, other = llama(), llama()
     batches = Batches(model, count=40)

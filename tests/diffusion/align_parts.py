@@ -71,7 +71,7 @@ def values_of(objective: Objective, values: Mapping[str, Any], handles: Mapping[
 
 def gradient(total: Tensor, network: torch.nn.Module) -> Tensor:
     """All gradients in one vector."""
-    return torch.cat([g.flatten() for g in torch.autograd.grad(total, list(network.parameters()))])
+    return torch.cat([g.flatten() for g in torch.autograd.grad(total, list(network.parameters()), retain_graph=True)])
 
 
 def check_rows_are_independent(objective: Objective, handles: Mapping[str, Any], kind: str = "image") -> None:

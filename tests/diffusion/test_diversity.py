@@ -126,7 +126,7 @@ def test_k_means_finds_clusters_and_their_representatives():
     centre = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]], dtype=F64)
     x = torch.cat(
         [c + 0.1 * torch.randn(n, 2, generator=stream(n, "k"), dtype=F64) for c, n in zip(centre, (50, 4, 2))]
-    )  # noqa: B905
+    )
     means = k_means(x, 3, stream(0, "k"))
     assert float(torch.cdist(centre, means).min(1).values.max()) < 0.2
     kept = representatives(x, 3, "kmeans", stream(0, "k"))

@@ -57,7 +57,9 @@ def test_the_mixture_is_the_posterior_mean_over_both_priors(world):
 
     few, rest = weights(world.tasks), weights(many)
     mass = world.share * few.mean() + (1 - world.share) * rest.mean()
-    mean = (world.share * (few[:, None] * world.tasks).mean(0) + (1 - world.share) * (rest[:, None] * many).mean(0)) / mass
+    mean = (
+        world.share * (few[:, None] * world.tasks).mean(0) + (1 - world.share) * (rest[:, None] * many).mean(0)
+    ) / mass
     assert float(world.best(x, y, query)[0]) == pytest.approx(float(mean @ query[0]), abs=0.01)
     assert float(world.belief(x, y)[0]) == pytest.approx(float(world.share * few.mean() / mass), abs=0.01)
 

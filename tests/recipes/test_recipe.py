@@ -12,7 +12,7 @@ from luthier.cli.main import _spread_sets
 from luthier.core.errors import ConfigError
 from luthier.core.registry import entries
 from luthier.recipes.merging import merge_faults
-from luthier.recipes.recipe import Data, Recipe, Rollout, parse, parse_sets, read, recipe_faults
+from luthier.recipes.recipe import Data, ImageSampling, Recipe, Rollout, parse, parse_sets, read, recipe_faults
 from luthier.train.settings import Training
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,6 +178,11 @@ OTHER = {
         "noise": 0.5,
         "steps": [{"longest": {"keep": 3}}],
         "add_end": False,
+        "retain": "r",
+        "retain_rows": 3,
+        "topk": "k.safetensors",
+        "resize": "crop",
+        "drop_condition": 0.3,
     },
     "train": {
         "steps": 6,
@@ -195,25 +200,28 @@ OTHER = {
         "log_every": 2,
         "tracker": "wandb",
         "threads": 1,
+        "shard": True,
     },
     "rollout": {"group": 2, "max_new": 3, "temperature": 0.5, "reuse": 2},
+    "sampling": {"sampler": "ddim", "steps": 7, "spacing": "karras", "guidance": 2.0, "guides": ["nn_repulsion"]},
 }
-CLASSES = {"recipe": Recipe, "data": Data, "train": Training, "rollout": Rollout}
+CLASSES = {"recipe": Recipe, "data": Data, "train": Training, "rollout": Rollout, "sampling": ImageSampling}
 
 
 def made(section: str, key: str, value) -> Recipe:
     """The base recipe with one value changed; built without the checks that some values need company."""
-    base = {"data": {"train": "x.jsonl"}, "train": {"steps": 5}, "rollout": {}, "recipe": {"model": "m"}}
+    base = {"data": {"train": "x.jsonl"}, "train": {"steps": 5}, "rollout": {}, "sampling": {}, "recipe": {"model": "m"}}
     base[section] = {**base[section], key: value}
     return Recipe(
-        **base["recipe"], data=Data(**base["data"]), train=Training(**base["train"]), rollout=Rollout(**base["rollout"])
-    )
+        **base["recipe"], data=Data(**base["data"]), train=Training(**base["train"]), rollout=Rollout(**base["rollout"]),
+        sampling=ImageSampling(**base["sampling"]),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("section", OTHER)
 def test_the_table_below_knows_every_key(section):
     known = {f.name for f in fields(CLASSES[section])} - (
-        {"data", "train", "rollout", "name"} if section == "recipe" else set()
+        {"data", "train", "rollout", "sampling", "name"} if section == "recipe" else set()
     )
     assert set(OTHER[section]) == known
 
