@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test quick slow claims bench docs lint types clean
+.PHONY: demo test quick slow soak claims bench docs lint types clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,9 @@ types: $(VENV)/.dev
 
 claims: $(VENV)/.dev
 	$(BIN)/luthier reproduce --all --record
+
+soak: $(VENV)/.dev   ## the long forms of all tests; their counts go to docs/trust.json
+	$(BIN)/python -m pytest --slow --counts docs/trust.json
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks

@@ -23,16 +23,20 @@ if TYPE_CHECKING:
     from luthier.core.registry import Entry
 
 DOCS = Path(__file__).resolve().parent
-PAGES = ("index.md", "recipes.md", "data.md", "compare.md", "reproduce.md", "worlds.md", "architecture.md", "pains.md")
+PAGES = ("index.md", "recipes.md", "data.md", "compare.md", "reproduce.md", "worlds.md", "architecture.md", "pains.md", "trust.md")
 ROOMS = {
     "adapt": "What trains", "objectives": "Losses", "regularise": "Regularisers", "optim": "Optimisers, gradient transforms, "
     "schedules", "edit": "Local edits", "data": "Choosing rows", "reward": "Rewards", "merge": "Merges",
     "decode": "Decoding", "diffusion": "Diffusion", "embed": "Embedding", "vision": "Vision", "measure": "Measures",
     "loops": "Outer procedures",
 }  # fmt: skip
+SAMPLING = {"samplers": "sampler", "guidance": "guides"}
+"""Groups of the diffusion room that the `sampling:` section of a recipe names."""
 LABELS = ("Paper", "Source", "Formula", "Takes", "Gives", "Choose it when", "Rather not when", "Relatives")
-EXAMPLES = {"keep": "100", "inner": "nll", "rewards": "[exact, format]"}
+EXAMPLES = {"keep": "100", "inner": "nll", "rewards": "[exact, format]", "reward": "exact", "builder": "divpo"}
 """Values for parameters without a default, as a recipe writes them."""
+READERS = {"divpo": "dpo", "vote_pairs": "scpo", "cream_pairs": "cream", "iterated_pairs": "dpo"}
+"""The loss that reads the pairs of a builder or loop."""
 
 
 # ------------------------------------------------------------------- markdown
@@ -128,6 +132,10 @@ def spec(entry: Entry) -> str:
 def slot(entry: Entry) -> tuple[str, str]:
     """(key of a recipe, what to write there)."""
     group = entry.id.split(".")[1]
+    if entry.room == "diffusion" and group in SAMPLING:
+        return "sampling", f"{{{SAMPLING[group]}: {spec(entry)}}}" if group == "samplers" else f"{{guides: [{spec(entry)}]}}"
+    if entry.room == "diffusion":
+        return "objective", spec(entry)
     if entry.room == "optim":
         key = {"rules": "optimiser", "schedules": "schedule"}.get(group, "regularise")
     else:
@@ -152,6 +160,8 @@ def recipe(entry: Entry) -> str:
         lines.append(f"{key}: {value}")
     if key == "reward" or "sampler" in entry.card.needs.handles:
         lines.insert(2, "objective: grpo")
+    if entry.short in READERS:
+        lines.insert(2, f"objective: {READERS[entry.short]}")
     if key == "loop" or needs == ("group",):
         lines.append("reward: exact")
     if "teacher" in entry.card.needs.handles:
@@ -316,13 +326,38 @@ def papers_page(papers: Mapping[int, Paper], serving: Mapping[int, Sequence[Entr
     return "\n".join(out)
 
 
+def trust_page() -> str:
+    """What stands behind the promises: counts of the last long test run, and the measured figures."""
+    import json
+
+    kept = DOCS / "trust.json"
+    out = ["# Trust", "", "Read from the results of tests and benchmarks; `make soak` and `make bench` make them anew.", ""]
+    if kept.is_file():
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        which = "all tests, the long forms included" if found["slow"] else "the quick tests"
+        out += ["## Tests", "", f"{found['passed']} tests passed in a run of {which}. Among them, read from their names:", "",
+                table(("what", "how many"), [[k, str(v)] for k, v in found["counts"].items()]), "",
+                "A test may count under more than one kind. What each of the forty pains is, and its test: [pains](pains.md).", ""]  # fmt: skip
+    figures = DOCS.parent / "benchmarks" / "results.json"
+    if figures.is_file():
+        found = json.loads(figures.read_text(encoding="utf-8"))
+        rows = [[name, key, f"{value:.2f}"] for name, cell in found.items() if isinstance(cell, dict) and "ratio" in cell
+                for key, value in cell["ratio"].items()]  # fmt: skip
+        about = found.get("about", {})
+        out += ["## Speed and memory", "", f"Ours divided by the peer's in one run, below 1 is less. {about.get('hardware', '')}, "
+                f"{about.get('date', '')}.", "", table(("cell", "figure", "ours / peer"), rows) if rows else "No cell is recorded yet.",
+                ""]  # fmt: skip
+    return "\n".join(out)
+
+
 def pages() -> dict[str, str]:
     """All generated pages by path below the docs folder. Raises ValueError where two techniques would share a page."""
     from luthier.catalogue.index import papers, serving
     from luthier.core.registry import entries
 
     known, index = entries(), papers()
-    out = {"techniques/index.md": index_page(known), "papers.md": papers_page(index, serving())}
+    out = {"techniques/index.md": index_page(known), "papers.md": papers_page(index, serving()),
+           "trust.md": trust_page()}  # fmt: skip
     for entry in known.values():
         path = f"techniques/{entry.room}/{entry.short}.md"
         if path in out:

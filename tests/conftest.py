@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -23,6 +24,26 @@ def shared() -> Path:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--slow` runs the tests marked slow as well."""
     parser.addoption("--slow", action="store_true", help="also run tests marked slow")
+    parser.addoption("--counts", help="write to this file what the passed tests amount to, by kind")
+
+
+PASSED: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remember which tests passed."""
+    if report.when == "call" and report.passed:
+        PASSED.append(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Write the counts, if they were asked for and nothing failed."""
+    target = session.config.getoption("--counts")
+    if target and exitstatus == 0:
+        from tests.trust.counting import counts_of
+
+        plain = {"slow": bool(session.config.getoption("--slow")), "passed": len(PASSED), "counts": counts_of(PASSED)}
+        Path(target).write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from luthier.adapt.attach import attach, handles_of
 from luthier.core import Adaptation, Sites
 from luthier.core.config import as_dict, build_component
+from luthier.core.errors import Refused
 from tests.adapt.tiny import bits, shaken
 
 Make = Callable[[], Adaptation]
@@ -103,7 +106,14 @@ def check_detach_restores_bits(make: Make, model: nn.Module, run: Run, sites: Si
 
 
 def check_merge_equals_adapter(make: Make, model: nn.Module, run: Run, sites: Sites | None) -> None:
-    """Merged weights in a plain copy give the adapter's outputs; only base weights are given, tied ones once."""
+    """Merged weights in a plain copy give the adapter's outputs; only base weights are given, tied ones once.
+
+    One that can never be merged says so.
+    """
+    if make().merge.kind == "never":
+        with attach(model, make(), sites) as handle, pytest.raises(Refused, match=re.escape(make().merge.why)):
+            handle.merged()
+        return
     plain = copy.deepcopy(model)
     handle = attach(model, make(), sites)
     shaken(handle)

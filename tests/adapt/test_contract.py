@@ -32,6 +32,14 @@ MORE: dict[str, list[dict[str, Any]]] = {
     "adapt.sparse.spiel": [{"density": 0.05, "grow": "ma"}],
     "adapt.sparse.lt_sft": [{"density": 0.05, "l1": 0.1}],
     "adapt.representation.lofit": [{"stage": "tune", "random": True, "count": 3}],
+    "adapt.modules.series_adapter": [
+        {"placement": "both", "bias": True, "learn_scaling": True},
+        {"activation": "identity", "placement": "linear", "bottleneck": 3},
+    ],
+    "adapt.modules.parallel_adapter": [
+        {"placement": "both", "bias": True, "learn_scaling": True},
+        {"activation": "identity", "placement": "linear", "bottleneck": 3},
+    ],
     "adapt.peft": [
         {"method": "IA3", "config": {"target_modules": ["q_proj", "down_proj"], "feedforward_modules": ["down_proj"]}}
     ],
@@ -48,6 +56,10 @@ def fits(ident: str, model: str) -> bool:
     """Whether the component is meant for such a model."""
     if ident in ("adapt.representation.lofit", "adapt.sparse.s2ft"):
         return model in ("llama", "llama-tied", "gpt2", "bert")
+    if ident == "adapt.modules.series_adapter":
+        return model in ("llama", "llama-tied", "gpt2", "bert")
+    if ident == "adapt.modules.parallel_adapter":
+        return model in ("llama", "llama-tied", "gpt2")
     if ident == "adapt.peft":
         return model.startswith("llama")
     return not (ident == "adapt.sparse.neuroada" and model == "convolutions")

@@ -266,3 +266,30 @@ def test_layers_that_read_one_tensor_share_the_work():
     assert search.found["q"].components is search.found["k"].components
     assert search.found["k"].count == 60
     assert not search.open("q")
+
+
+def test_a_run_that_was_stopped_resumes_with_its_ranks_to_the_same_bits(tmp_path: Path):
+    """Together with lora_pro, whose moments have the shape of the weights."""
+    from luthier.recipes.build import prepare
+    from luthier.recipes.recipe import parse
+    from luthier.train.loop import Loop
+
+    plain = {"model": "lab:language", "data": {"train": "lab:language/rotate", "rows": 16}, "seed": 3,
+             "adapt": {"eva": {"rank": 2, "rho": 4.0, "calibration": 3, "sites": "*q_proj, *down_proj"}},
+             "optimiser": "sgd", "regularise": [{"lora_pro": {"adam": True}}],
+             "train": {"steps": 5, "batch": 4, "lr": 0.01, "save_every": 3, "keep": 1}}  # fmt: skip
+
+    def loop() -> tuple[Any, Loop]:
+        made = prepare(parse(plain))
+        made.job.out = tmp_path
+        return made, Loop(made.job)
+
+    whole, running = loop()
+    assert running.run().cost["forwards_calibration"] > 0
+    want = {k: v.clone() for k, v in whole.policy.attached.state().items()}
+    assert len({v.shape[0] for k, v in want.items() if k.endswith(".a")}) > 1
+    again, resumed = loop()
+    assert "forwards_calibration" not in again.policy.forwards
+    resumed.run(resume=True)
+    got = again.policy.attached.state()
+    assert all(torch.equal(got[n], want[n]) for n in want)

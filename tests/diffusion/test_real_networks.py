@@ -58,7 +58,7 @@ def test_samplers(path, sampler):
     torch.testing.assert_close(again, whole[2:3], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS])
+@pytest.mark.parametrize("kind", KINDS)
 def test_guidance_of_all_sorts_together(kind):
     path = Flow(t_max=0.99)
     model, base = runner(path, kind), runner(path, kind, seed=1)

@@ -8,10 +8,32 @@ import pytest
 import torch
 
 from luthier.core.errors import ConfigError, DataError
-from luthier.lab.image import ATTRIBUTES, CONCEPTS, SHAPES, SPLITS, Digits, Readings, World, draw, parse, to_bytes, to_float
+from luthier.lab.image import (
+    ATTRIBUTES,
+    CONCEPTS,
+    SHAPES,
+    SPLITS,
+    Digits,
+    Readings,
+    World,
+    draw,
+    parse,
+    to_bytes,
+    to_float,
+)
 from luthier.lab.image._oracle import own_count, read, templates
 from luthier.lab.image._reader import Reader, train_reader, worn
-from luthier.lab.image._shapes import JITTERS, combinations, contexts, corners, indices, keys, mask, novel_pairs, split_of
+from luthier.lab.image._shapes import (
+    JITTERS,
+    combinations,
+    contexts,
+    corners,
+    indices,
+    keys,
+    mask,
+    novel_pairs,
+    split_of,
+)
 from tests.tolerance import same
 
 WORLD = World()
@@ -53,7 +75,7 @@ def test_every_image_is_unique_and_its_objects_never_touch_the_edge_of_another()
     for attributes in combinations():
         side = {"small": 5, "large": 7}[attributes["size"]]
         boxes = corners(attributes)
-        assert all(0 <= x and x + side + 1 <= 16 and 0 <= y and y + side + 1 <= 16 for x, y in boxes)
+        assert all(x >= 0 and x + side + 1 <= 16 and y >= 0 and y + side + 1 <= 16 for x, y in boxes)
         if len(boxes) == 2:
             assert max(abs(boxes[0][0] - boxes[1][0]), abs(boxes[0][1] - boxes[1][1])) > side
 
@@ -204,7 +226,9 @@ def test_accuracy_counts_only_what_is_asked():
 
 def test_coverage_and_entropy_of_all_images():
     known = templates()
-    own = Readings(known.index[: own_count()], known.jitter[: own_count()], torch.arange(own_count()), torch.zeros(own_count()))
+    own = Readings(
+        known.index[: own_count()], known.jitter[: own_count()], torch.arange(own_count()), torch.zeros(own_count())
+    )
     assert own.coverage() == 1
     assert own.entropy("colour") == pytest.approx(math.log(6)) and own.entropy("jitter") == pytest.approx(math.log(4))
     assert own.coverage("one flag") == 0
@@ -331,7 +355,7 @@ def test_digits_are_the_real_ones_and_split_once():
 
     digits, (x, y) = Digits(), load_digits(return_X_y=True)
     parts = [digits.indices(split) for split in ("train", "stop", "test")]
-    assert sorted(sum(parts, [])) == list(range(1797))
+    assert sorted(i for part in parts for i in part) == list(range(1797))
     row = digits.rows("test", 1, seed=4)[0]
     assert row["label"] == y[row["number"]]
     assert (row["image"].flatten().float() * 16 / 255).round().tolist() == x[row["number"]].tolist()

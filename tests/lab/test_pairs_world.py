@@ -73,7 +73,10 @@ def test_loss_of_a_batch_equals_the_loop_over_right_answers():
     for scores, transposed in ((held["scores"], False), (held["scores"].T, True)):
         for i in range(6):
             told = [(j, i) if transposed else (i, j) for j in range(6)]
-            right = [all(c in (-1, s) for s, c in zip(own[a].tolist(), ids["asked"][b].tolist(), strict=True)) for a, b in told]
+            right = [
+                all(c in (-1, s) for s, c in zip(own[a].tolist(), ids["asked"][b].tolist(), strict=True))
+                for a, b in told
+            ]
             logp = scores[i] - scores[i].logsumexp(0)
             total -= sum(float(logp[j]) for j in range(6) if right[j]) / sum(right) / 12
     same(loss.detach(), torch.tensor(total))

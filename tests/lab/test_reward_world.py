@@ -46,7 +46,9 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def test_image_utility_is_one_at_best_and_falls_by_attribute_and_distance():
     same(image_utility(ROWS, IMAGES), torch.ones(12))
-    wrong = [{**r, "asked": {**r["asked"], "size": {"small": "large", "large": "small"}[r["asked"]["size"]]}} for r in ROWS]
+    wrong = [
+        {**r, "asked": {**r["asked"], "size": {"small": "large", "large": "small"}[r["asked"]["size"]]}} for r in ROWS
+    ]
     same(image_utility(wrong, IMAGES), torch.full((12,), 5 / 6))
     only = [{"caption": r["attributes"]["colour"]} for r in ROWS]
     same(image_utility(only, IMAGES + 0.1), torch.full((12,), 0.8))
@@ -153,7 +155,9 @@ def test_no_judge_can_beat_the_best_log_loss():
     loss = -torch.where(first, p, 1 - p).log().mean()
     assert best_log_loss(p) == pytest.approx(float(loss), abs=0.01)
     assert best_accuracy(p) == pytest.approx(float(((p > 0.5) == first).double().mean()), abs=0.01)
-    assert best_log_loss(torch.tensor([0.0, 1.0])) == 0 and best_log_loss(torch.tensor([0.5])) == pytest.approx(math.log(2))
+    assert best_log_loss(torch.tensor([0.0, 1.0])) == 0 and best_log_loss(torch.tensor([0.5])) == pytest.approx(
+        math.log(2)
+    )
 
 
 # -- pairs ----------------------------------------------------------------------------------------------------

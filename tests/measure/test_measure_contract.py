@@ -23,7 +23,8 @@ AXES = {"quality", "diversity", "consistency", "forgetting", "calibration", "cos
 READS_OTHER = {"measure.cost.cost": "the run's figures", "measure.forgetting.old_data": "the declared old data",
                "measure.diagnose.intruder_dimensions": "the weights"}  # fmt: skip
 OF_SUBJECT = ("tokens", "weights", "gradients", "blocks")  # handles that the subject itself gives
-FIELDS = ("prompt", "response", "answer", "paraphrase", "chosen", "rejected", "conjugate", "conjugate_answer")
+FIELDS = ("prompt", "response", "answer", "paraphrase", "chosen", "rejected", "conjugate", "conjugate_answer",
+          "locality")  # fmt: skip
 
 
 def says(prompt):
@@ -43,7 +44,8 @@ def subject():
 
 ROWS = [
     {"prompt": f"{w} ?", "response": f"answer to {w}", "answer": f"answer to {w}", "paraphrase": f"{w} then ?",
-     "chosen": f"answer to {w}", "rejected": "no", "conjugate": f"{w} please ?", "conjugate_answer": f"answer to {w}"}
+     "chosen": f"answer to {w}", "rejected": "no", "conjugate": f"{w} please ?", "conjugate_answer": f"answer to {w}",
+     "locality": f"{w} else ?"}
     for w in "abcde"
 ]
 CTX = MeasureContext(seed=1, old=ROWS[:3], cost={"train_seconds": 2.0}, truth=lambda row: says(row["prompt"]))

@@ -147,7 +147,7 @@ def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if any(name.startswith(prefix) for prefix in closed):
             continue
         if hasattr(module, "base_layer") or CHILD in module._modules:
-            closed.append(f"{name}.")
+            closed.append(f"{name}." if hasattr(module, "base_layer") else f"{name}.{CHILD}")
         if name:
             yield name, module
 

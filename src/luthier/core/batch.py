@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-KINDS = ("text", "preference", "scored", "feedback", "judged", "set", "prompts", "group", "image", "image_preference", "image_prompts", "pairs")
+KINDS = (
+    "text",
+    "preference",
+    "scored",
+    "feedback",
+    "judged",
+    "set",
+    "prompts",
+    "group",
+    "image",
+    "image_preference",
+    "image_prompts",
+    "pairs",
+)
 CONDITION = "condition."
 
 

@@ -20,6 +20,7 @@ SUITES: Mapping[str, tuple[Spec, ...]] = {
         {"measure.quality.exact_match": {}},
         {"measure.quality.pass_at_k": {"k": [8], "samples": 8}},
         {"measure.quality.pair_accuracy": {}},
+        {"measure.quality.edit_success": {}},
     ),
     "diversity": (
         {"measure.diversity.ngram": {"scope": "per_input"}},
@@ -67,6 +68,7 @@ ASKS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "measure.quality.exact_match": (("prompt",), ("answer", "verify")),
     "measure.quality.pass_at_k": (("prompt",), ("answer", "verify")),
     "measure.quality.pair_accuracy": (("prompt",), ("chosen",), ("rejected",)),
+    "measure.quality.edit_success": (("prompt",), ("answer",), ("paraphrase",), ("locality",)),
     "measure.diversity.ngram": (("prompt",),),
     "measure.diversity.embedding": (("prompt",),),
     "measure.diversity.vendi": (("prompt",),),

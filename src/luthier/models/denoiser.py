@@ -49,7 +49,7 @@ class DenoiserModule(nn.Module):
     def forward(self, x: Tensor, time: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         """x (B, C, H, W), time (B,) in the network's own units -> prediction (B, C, H, W)."""
         out = self.network(
-            x, timestep=time.long() if self.integer_time else time, **self.encode(condition), **self.constant, return_dict=False
+            x, timestep=time.round().long() if self.integer_time else time, **self.encode(condition), **self.constant, return_dict=False
         )[0]
         return out[:, : x.shape[1]]
 

@@ -6,7 +6,8 @@ distribution function, so that two nearly equal models give nearly equal samples
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -67,14 +68,47 @@ def stepper(model: nn.Module) -> Stepper:
 
 
 @dataclass(frozen=True)
+class Helper:
+    """A model that runs beside the main one, with a cache of its own; decoding components see its logits.
+
+    around: context of each of its forward passes, for example with an adaptation switched off. prompts: what it reads in
+    place of each prompt of the main model (None: the same); the tokens drawn are fed to all models alike.
+    """
+
+    model: nn.Module
+    around: Callable[[], AbstractContextManager[None]] = nullcontext
+    prompts: Sequence[Sequence[int]] | None = None
+
+
+class _Within:
+    """A stepper whose forward passes all run in a context."""
+
+    def __init__(self, model: nn.Module, around: Callable[[], AbstractContextManager[None]]) -> None:
+        self.around = around
+        with around():
+            self.inner = stepper(model)
+
+    def prefill(self, ids: Tensor, mask: Tensor, room: int) -> Tensor:
+        with self.around():
+            return self.inner.prefill(ids, mask, room)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        with self.around():
+            return self.inner.step(tokens)
+
+    def keep(self, rows: Tensor) -> None:
+        self.inner.keep(rows)
+
+
+@dataclass(frozen=True)
 class Sampling:
-    """How to draw: temperature (0 is greedy), length, stop tokens, and decoding components in order."""
+    """How to draw: temperature (0 is greedy), length, stop tokens, decoding components in order, helper models by name."""
 
     max_new: int = 64
     temperature: float = 1.0
     stop: tuple[int, ...] = ()
     decode: tuple[Decode, ...] = ()
-    helpers: Mapping[str, nn.Module] = field(default_factory=dict)
+    helpers: Mapping[str, nn.Module | Helper] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,34 +130,49 @@ def draw(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def generate(
-    model: nn.Module, prompts: Sequence[Sequence[int]], sampling: Sampling, generator: Generator, batch: int = 256
-) -> Completions:
+    model: nn.Module, prompts: Sequence[Sequence[int]], sampling: Sampling, generator: Generator, batch: int = 256,
+    uniform: Tensor | None = None,
+) -> Completions:  # fmt: skip
     """Complete token prompts. Rows are grouped by length so that little is padded; results keep the given order.
 
-    Raises ModelError for an empty prompt or one that leaves no room in the model's context.
+    uniform: the random numbers (rows, max_new) to use in place of the generator's. Raises ModelError for an empty prompt or
+    one that leaves no room in the model's context, also among the prompts that a helper reads.
     """
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[union-attr]
-    for i, prompt in enumerate(prompts):
-        if not prompt:
-            raise ModelError(sentence(f"prompt {i}", "at least one token", "none", "Add a begin token or some text"))
-        if context and len(prompt) + sampling.max_new > context:
-            raise ModelError(sentence(f"prompt {i}", f"prompt + new tokens <= {context}",
-                                      f"{len(prompt)} + {sampling.max_new}", "Shorten it or lower max_new"))  # fmt: skip
+    helpers = {k: h if isinstance(h, Helper) else Helper(h) for k, h in sampling.helpers.items()}
+    _check_prompts(model, prompts, sampling.max_new, "prompt")
+    for name, helper in helpers.items():
+        read = prompts if helper.prompts is None else helper.prompts
+        if len(read) != len(prompts):
+            raise ModelError(sentence(f"helper {name}", f"{len(prompts)} prompts", str(len(read)), "Give one for each row"))
+        _check_prompts(helper.model, read, sampling.max_new, f"prompt of {name}")
     was, _ = model.training, model.eval()
     device = next(model.parameters()).device
     tokens: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
-    uniform = torch.rand(len(prompts), sampling.max_new, generator=generator)
+    if uniform is None:
+        uniform = torch.rand(len(prompts), sampling.max_new, generator=generator)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     try:
         for at in range(0, len(order), batch):
             rows = order[at : at + batch]
-            made = _complete(model, [prompts[r] for r in rows], sampling, uniform[rows].to(device), device)
+            beside = {k: Helper(h.model, h.around, None if h.prompts is None else [h.prompts[r] for r in rows])
+                      for k, h in helpers.items()}  # fmt: skip
+            made = _complete(model, [prompts[r] for r in rows], sampling, beside, uniform[rows].to(device), device)
             for row, (text, end) in zip(rows, made, strict=True):
                 tokens[row], ended[row] = text, end
     finally:
         model.train(was)
     return Completions(tokens, ended)
+
+
+def _check_prompts(model: nn.Module, prompts: Sequence[Sequence[int]], max_new: int, who: str) -> None:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[union-attr]
+    for i, prompt in enumerate(prompts):
+        if not prompt:
+            raise ModelError(sentence(f"{who} {i}", "at least one token", "none", "Add a begin token or some text"))
+        if context and len(prompt) + max_new > context:
+            raise ModelError(sentence(f"{who} {i}", f"prompt + new tokens <= {context}", f"{len(prompt)} + {max_new}",
+                                      "Shorten it or lower max_new"))  # fmt: skip
 
 
 def left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -137,12 +186,13 @@ def left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
     return ids.to(device), mask.to(device)
 
 
-def _complete(model: nn.Module, prompts: Sequence[Sequence[int]], sampling: Sampling, uniform: Tensor,
-              device: torch.device) -> list[tuple[list[int], bool]]:  # fmt: skip
+def _complete(model: nn.Module, prompts: Sequence[Sequence[int]], sampling: Sampling, helpers: Mapping[str, Helper],
+              uniform: Tensor, device: torch.device) -> list[tuple[list[int], bool]]:  # fmt: skip
     ids, mask = left_pad(prompts, device)
     steppers: dict[str, Stepper] = {"": stepper(model)}
-    steppers.update({name: stepper(helper) for name, helper in sampling.helpers.items()})
-    logits = {name: s.prefill(ids, mask, sampling.max_new) for name, s in steppers.items()}
+    steppers.update({name: _Within(h.model, h.around) for name, h in helpers.items()})
+    read = {k: left_pad(h.prompts, device) for k, h in helpers.items() if h.prompts is not None}
+    logits = {name: s.prefill(*read.get(name, (ids, mask)), sampling.max_new) for name, s in steppers.items()}
     alive = torch.arange(len(prompts), device=device)
     stop = torch.tensor(sampling.stop, dtype=torch.long, device=device)
     made = torch.full((len(prompts), sampling.max_new), -1, dtype=torch.long, device=device)

@@ -18,7 +18,7 @@ from luthier.core.errors import Refused, sentence
 from luthier.core.protocols import Decode
 from luthier.core.streams import stream
 from luthier.models.collate import Tokens, pad
-from luthier.models.generation import Sampling, generate
+from luthier.models.generation import Helper, Sampling, generate
 from luthier.models.gradients import projected_gradients
 from luthier.models.interleave import Sums, interleaved, off_of
 from luthier.models.language import LanguageModule, LanguageView
@@ -53,7 +53,7 @@ class LanguageSubject:
     pairs: (prompts, responses) -> tokens with the mask of the response, end token included.
     stop: end tokens of generation. around: context in which every forward runs (adapter
     switched off for the base). seed pairs the samples of all arms. changed: (name, base, tuned) of each matrix that
-    training changed; None where there is no such thing.
+    training changed; None where there is no such thing. helpers: models whose logits `decode` sees.
     """
 
     module: LanguageModule
@@ -67,6 +67,7 @@ class LanguageSubject:
     decode: tuple[Decode, ...] = ()
     batch: int = 64
     changed: Callable[[], Iterator[tuple[str, Tensor, Tensor]]] | None = None
+    helpers: Mapping[str, Helper] = field(default_factory=dict[str, Helper])
     _told: dict[Any, list[list[str]]] = field(default_factory=dict, repr=False)
     _base: LanguageSubject | None = field(default=None, repr=False)
 
@@ -76,8 +77,12 @@ class LanguageSubject:
             return self
         if self._base is None:
             self._base = LanguageSubject(self.module, self.tokenizer, self.renders, self.pairs, self.stop, self.seed, self.off,
-                                         decode=self.decode, batch=self.batch)  # fmt: skip
+                                         decode=self.decode, batch=self.batch, helpers=self.helpers)  # fmt: skip
         return self._base
+
+    def forget(self) -> None:
+        """Forget remembered answers, after the model was changed from outside."""
+        self._told.clear()
 
     @contextmanager
     def _still(self) -> Iterator[None]:
@@ -104,7 +109,7 @@ class LanguageSubject:
         self, prompts: Sequence[Any], samples: int, temperature: float, max_new: int, role: str
     ) -> list[list[str]]:
         ids = [one for one in self.renders(prompts, max_new) for _ in range(samples)]
-        sampling = Sampling(max_new, temperature, self.stop, self.decode)
+        sampling = Sampling(max_new, temperature, self.stop, self.decode, self.helpers)
         with self._still():
             made = generate(self.module.model, ids, sampling, stream(self.seed, role))
         texts = [self.tokenizer.decode(t, skip_special_tokens=True) for t in made.tokens]

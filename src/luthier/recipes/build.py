@@ -53,7 +53,10 @@ class Parts:
 
 @dataclass
 class Prepared:
-    """A recipe made ready: everything but the training itself. kit: what only image models have (`recipes.images.Kit`)."""
+    """A recipe made ready: everything but the training itself.
+
+    kit: what only image models have (`recipes.images.Kit`). helpers: models that decoding components listen to.
+    """
 
     recipe: Recipe
     parts: Parts
@@ -64,6 +67,7 @@ class Prepared:
     job: Job
     notes: list[str] = field(default_factory=list)
     kit: Any = None
+    helpers: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def _popped(spec: Any, at: str, key: str) -> tuple[Any, Any]:
@@ -239,6 +243,7 @@ def prepare(
 ) -> Prepared:
     """Load, encode, attach: everything up to the first step. Raises with the error form; loses nothing."""
     from luthier.models.loading import load_causal_lm, load_config, load_tokenizer, with_pad
+    from luthier.recipes.helpers import load_helpers
     from luthier.recipes.image_check import is_image
     from luthier.recipes.images import prepare_images
     from luthier.recipes.text import encode_training, renderer
@@ -276,7 +281,8 @@ def prepare(
         identity += f":{kept.fingerprint}"
     job = Job(policy, parts.objective, feed, recipe.train, parts.optimiser, parts.schedule, parts.hooks, recipe.seed, out,
               identity, accelerator, on_event, handles)  # fmt: skip
-    return Prepared(recipe, parts, splits, encoded, policy, feed, job, notes)
+    helpers = load_helpers(recipe, model, tokenizer, attached.disabled)
+    return Prepared(recipe, parts, splits, encoded, policy, feed, job, notes, helpers=helpers)
 
 
 def _retained(recipe: Recipe, rows: Rows, policy: Policy, config: Any) -> Any:

@@ -85,12 +85,14 @@ class LoadedRun:
         """The run as measures and generation see it."""
         from luthier.models.changes import changes_of
         from luthier.models.subject import LanguageSubject
+        from luthier.recipes.helpers import load_helpers
         from luthier.recipes.text import renderer
 
         adaptations = [a for a, _ in build_adapt(self.recipe.adapt)]
         text = renderer(self.tokenizer, self.recipe.data, self.model.config)
         return LanguageSubject(self.module, self.tokenizer, text.renders, text.pairs, text.stop, seed,
                                off=self.attached.disabled, decode=build_decode(self.recipe.decode),
+                               helpers=load_helpers(self.recipe, self.model, self.tokenizer, self.attached.disabled),
                                changed=changes_of(self.model, self.attached, adaptations))  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from luthier.core import Guidance, Sampler
 from luthier.core.config import build_component
-from luthier.core.errors import DataError, Refused, sentence
+from luthier.core.errors import ConfigError, DataError, Refused, sentence, unknown
 from luthier.core.protocols import Row
 from luthier.models.denoiser import DenoiserView, LoadedDenoiser, load_denoiser
 from luthier.models.pipelines import pixel_shape
@@ -124,6 +124,9 @@ def drawer(recipe: Recipe, path: Any, shape: tuple[int, int, int], handles: Mapp
     guides: list[Guidance] = [
         build_component(g, "diffusion", f"sampling.guides[{i}]") for i, g in enumerate([*scale, *asked.guides])
     ]
+    if chooses := [g.name for g in guides if type(g).choose is not Guidance.choose]:
+        raise Refused(sentence("sampling.guides", "guidance that keeps every sample", chooses[0],
+                               "Use it from Python (luthier.diffusion.guidance)"))  # fmt: skip
     grid = make_grid(path, asked.steps, asked.spacing)
 
     def draw(runner: Any, condition: Mapping[str, Tensor], numbers: Tensor, role: str) -> Tensor:
@@ -139,9 +142,12 @@ def drawer(recipe: Recipe, path: Any, shape: tuple[int, int, int], handles: Mapp
 def source_of(recipe: Recipe) -> str:
     """The folder of the recipe's image model."""
     if recipe.model.startswith(WORLD):
-        from luthier.lab.image import World
+        from luthier.lab.image import Digits, World
 
-        return str(World().model_folder())
+        name = recipe.model.removeprefix(WORLD).strip("/")
+        if name not in ("", "digits"):
+            raise ConfigError(f"model {recipe.model!r}: {unknown('model', name, ('lab:image', 'lab:image/digits'))}")
+        return str((Digits() if name else World()).model_folder())
     return recipe.model
 
 

@@ -16,6 +16,7 @@ from luthier.core.algebra import Sum, Weighted
 from luthier.core.config import as_dict, build_section, check_component, load_yaml, section_faults, value_faults
 from luthier.core.errors import ConfigError, nearest, unknown
 from luthier.core.registry import Entry, entries
+from luthier.recipes.helpers import decode_model_faults
 from luthier.train.settings import Training
 
 
@@ -108,6 +109,7 @@ class Recipe:
     sampling: ImageSampling = field(default_factory=ImageSampling)
     measure: tuple[Any, ...] = ()
     decode: tuple[Any, ...] = ()
+    decode_models: dict[str, str] | None = None
     tokenizer: str | None = None
     teacher: str | None = None
     dtype: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
@@ -274,15 +276,16 @@ def _needs_faults(plain: Mapping[str, Any], entries: Mapping[str, list[Entry]]) 
         needs = entry.card.needs
         if "teacher" in needs.handles and not plain.get("teacher"):
             faults.append(f"{entry.short} requires a teacher model; the recipe names none. Add `teacher: MODEL`.")
+        if "reward" in needs.handles and not plain.get("reward"):
+            faults.append(f"{entry.short} learns from a reward; the recipe names none. Add for example "
+                          "`reward: {world_reward: {which: redness}}`.")  # fmt: skip
         if needs.batch == ("group",) and not plain.get("reward"):
             faults.append(f"{entry.short} learns from scored samples and requires `reward`; the recipe names none. "
                           "Add for example `reward: exact`.")  # fmt: skip
     if plain.get("loop") and not plain.get("reward"):
         faults.append("loop: a procedure that learns from its own samples requires `reward`; the recipe names none. "
                       "Add for example `reward: exact`.")  # fmt: skip
-    faults += [f"decode: {e.short} needs the logits of {' and '.join(e.card.needs.handles)}, which a recipe cannot give; use it "
-               f"from Python (luthier.{e.id})." for e in entries.get("decode", ()) if e.card.needs.handles]  # fmt: skip
-    return faults + _idle_faults(plain, entries.get("objective", ()), entries.get("regularise", ()))
+    return faults + decode_model_faults(plain) + _idle_faults(plain, entries.get("objective", ()), entries.get("regularise", ()))
 
 
 def _idle_faults(plain: Mapping[str, Any], objectives: Iterable[Entry], hooks: Iterable[Entry]) -> list[str]:
@@ -295,8 +298,11 @@ def _idle_faults(plain: Mapping[str, Any], objectives: Iterable[Entry], hooks: I
     if retains and not (isinstance(data, Mapping) and data.get("retain")):
         return [f"{retains[0]} requires rows of old skills; the recipe names none. Add `data.retain: SOURCE`."]
     idle = []
-    if not samples:
-        idle += [(k, "an objective or loop that samples (grpo, raft)") for k in ("reward", "rollout") if plain.get(k)]
+    rewarded = samples or any("reward" in e.card.needs.handles for e in objectives)
+    if plain.get("reward") and not rewarded:
+        idle.append(("reward", "an objective or loop that asks for one (grpo, raft, draft)"))
+    if plain.get("rollout") and not samples:
+        idle.append(("rollout", "an objective or loop that samples (grpo, raft)"))
     if plain.get("teacher") and not taught:
         idle.append(("teacher", "an objective that learns from a teacher"))
     if isinstance(data, Mapping) and data.get("noise") and not str(data.get("train", "")).startswith("lab:"):

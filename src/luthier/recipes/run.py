@@ -97,7 +97,7 @@ def subject_of(prepared: Prepared) -> Any:
     policy = prepared.policy
     text = renderer(policy.tokenizer, prepared.recipe.data, policy.view.module.model.config)
     return LanguageSubject(policy.view.module, policy.tokenizer, text.renders, text.pairs, text.stop, prepared.recipe.seed,
-                           off=policy.attached.disabled, decode=build_decode(prepared.recipe.decode),
+                           off=policy.attached.disabled, decode=build_decode(prepared.recipe.decode), helpers=prepared.helpers,
                            changed=changes_of(policy.view.module.model, policy.attached,
                                               [a for a, _ in prepared.parts.adapt]))  # fmt: skip
 

@@ -46,7 +46,8 @@ CARD = Card(
         "the pass over data ends after `calibration` batches even where components still move; peft goes on without end",
         "a layer may get rank 0; it is kept and does not train, where peft takes the adapter off",
         "tokens of the prompt are left out, as peft does by default; the released code leaves them in by default",
-        "decompositions are exact up to a width of 1024, where the released code and peft draw random directions",
+        "decompositions are exact up to a width of 1024, where the released code and peft draw random directions, "
+        "and a component that turns its sign stands still",
         "whitening is not offered; before calibration A is drawn as in LoRA",
         "starts and ranks compared with peft's initialize_lora_eva_weights",
     ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,12 +98,14 @@ def load_images(source: str, shape: tuple[int, int, int], resize: Resize = "erro
 
 def _arrays(path: Path) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Images `x` (N, H, W[, C]) with labels `y` and names `classes`; pickled arrays are refused."""
+    if not zipfile.is_zipfile(path):
+        raise DataError(sentence(str(path), "an npz archive", "a file of another kind", "Write it with numpy.savez"))
     try:
         with np.load(path, allow_pickle=False) as held:
             x = held["x"]
             y = held.get("y")
             classes = [str(c) for c in held["classes"]] if "classes" in held else None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as fault:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as fault:
         raise DataError(
             sentence(
                 str(path), "an npz with images `x` and no pickled objects", str(fault), "Write it with numpy.savez"

@@ -23,7 +23,18 @@ from luthier.core.streams import seed_of, stream
 from luthier.lab.image._digits import CLASSES, Digits
 from luthier.lab.image._oracle import read
 from luthier.lab.image._reader import load_reader, save_reader, train_reader, worn
-from luthier.lab.image._shapes import ATTRIBUTES, CONCEPTS, JITTERS, SIZE, SPLITS, combinations, draw, indices, keys, to_float
+from luthier.lab.image._shapes import (
+    ATTRIBUTES,
+    CONCEPTS,
+    JITTERS,
+    SIZE,
+    SPLITS,
+    combinations,
+    draw,
+    indices,
+    keys,
+    to_float,
+)
 from luthier.lab.image._training import Training, euler, fit, write
 from luthier.lab.image._world import BASE, DIGITS, READER, World
 from luthier.lab.language._build import file_hash
@@ -48,7 +59,9 @@ def build(out: Path, steps: int = STEPS, log: Log = print) -> dict[str, Any]:
     if not (out / READER).is_file():
         save_reader(train_reader(max(1, round(READER_STEPS * share)), seed_of(0, "image.reader") % 2**31), out / READER)
         log(f"reader {time.monotonic() - started:.0f} s {reader_agreement(out)}")
-    module, seconds = fit(lambda: base_module(base), captioned(), base, out, BASE, log, lambda m: str(attributes(m, "test", 64)))
+    module, seconds = fit(
+        lambda: base_module(base), captioned(), base, out, BASE, log, lambda m: str(attributes(m, "test", 64))
+    )
     write(module, out / BASE)
     module, more = fit(lambda: digit_module(digits), labelled(), digits, out, DIGITS, log)
     write(module, out / DIGITS)
@@ -103,7 +116,7 @@ def check(folder: Path, n: int = 192) -> dict[str, Any]:
 
 def base_module(how: Training) -> DenoiserModule:
     """An untrained base with its caption words."""
-    from diffusers import PixArtTransformer2DModel
+    from diffusers import PixArtTransformer2DModel  # type: ignore[reportPrivateImportUsage]
 
     network = PixArtTransformer2DModel(
         num_attention_heads=how.heads, attention_head_dim=how.hidden // how.heads, in_channels=3, out_channels=3,
@@ -117,7 +130,7 @@ def base_module(how: Training) -> DenoiserModule:
 
 def digit_module(how: Training) -> DenoiserModule:
     """An untrained model of digits; label 10 stands for no label."""
-    from diffusers import DiTTransformer2DModel
+    from diffusers import DiTTransformer2DModel  # type: ignore[reportPrivateImportUsage]
 
     network = DiTTransformer2DModel(
         num_attention_heads=how.heads, attention_head_dim=how.hidden // how.heads, in_channels=1, out_channels=1,
@@ -202,10 +215,15 @@ def digit_figures(module: DenoiserModule, n: int) -> dict[str, float]:
 def reader_agreement(folder: Path, n: int = 400) -> dict[str, float]:
     """Share of images on which the learnt reader says of all attributes what the oracle says: clean, noisy, worn, concepts."""
     world, reader = World(), load_reader(folder / READER)
-    x, g = world.stack([row for split in SPLITS for row in world.rows(split, n // 4, seed=1234)]), stream(1234, "image.measure.reader")
+    x, g = (
+        world.stack([row for split in SPLITS for row in world.rows(split, n // 4, seed=1234)]),
+        stream(1234, "image.measure.reader"),
+    )
     own = world.stack([row for name in CONCEPTS for row in world.concept_rows(name, "test", n // 3, seed=1234)])
     shown = {"clean": x, "noisy": x + 0.3 * torch.randn(x.shape, generator=g), "worn": worn(x, g), "concepts": own}
-    return {name: round(float((reader.index(y) == read(y).index).all(-1).float().mean()), 4) for name, y in shown.items()}
+    return {
+        name: round(float((reader.index(y) == read(y).index).all(-1).float().mean()), 4) for name, y in shown.items()
+    }
 
 
 def measure(folder: Path, n: int = 192) -> dict[str, dict[str, float]]:

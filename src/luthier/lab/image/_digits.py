@@ -94,7 +94,9 @@ class Digits:
             raise DataError(sentence("digits", "images of shape (N, 1, 8, 8)", came, "Stack single images"))
         x = to_float(images.detach().cpu()).float().flatten(1)
         if not bool(torch.isfinite(x).all()):
-            raise DataError(sentence("digits", "finite pixels", "NaN or infinity", "Look at the sampler or the step size"))
+            raise DataError(
+                sentence("digits", "finite pixels", "NaN or infinity", "Look at the sampler or the step size")
+            )
         known = to_float(loaded()[0][self.indices("train")]).flatten(1)
         copy = torch.cdist(x, known).min(-1).values / SIDE
         return DigitReadings(torch.from_numpy(self.judge.predict(x.numpy())).long(), copy)

@@ -28,7 +28,7 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "background": ("black", "grey", "white"),
 }
 """Attributes in the order of a caption, and their values in the order of their indices."""
-CONTEXT = ("count", "size", "position", "background")
+CONTEXT: tuple[str, ...] = ("count", "size", "position", "background")
 JITTERS = ((0, 0), (1, 0), (0, 1), (1, 1))  # pixels to the right and down; never told in a caption
 PAINT: Mapping[str, tuple[int, int, int]] = {
     "red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0), "magenta": (255, 0, 255),
@@ -222,5 +222,9 @@ def to_bytes(images: Tensor) -> Tensor:
 
 def indices(given: Sequence[Attributes]) -> Tensor:
     """Attributes as numbers, (n, 6) in the order of ATTRIBUTES; -1 where one is not named."""
-    table = {name: {v: i for i, v in enumerate(SHAPES if name == "shape" else values)} for name, values in ATTRIBUTES.items()}
-    return torch.tensor([[table[n][a[n]] if n in a else -1 for n in ATTRIBUTES] for a in given]).view(-1, len(ATTRIBUTES))
+    table = {
+        name: {v: i for i, v in enumerate(SHAPES if name == "shape" else values)} for name, values in ATTRIBUTES.items()
+    }
+    return torch.tensor([[table[n][a[n]] if n in a else -1 for n in ATTRIBUTES] for a in given]).view(
+        -1, len(ATTRIBUTES)
+    )

@@ -56,7 +56,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """One update; its root mean square is that of AdamW at the same rate."""
         for group in self.param_groups:
             alike: dict[torch.Size, list[nn.Parameter]] = {}
@@ -88,7 +88,11 @@ def orthogonal(g: Tensor) -> Tensor:
 
 def optimisers(module: nn.Module, how: Training) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for everything else."""
-    inside = {n: p for n, p in module.named_parameters() if p.ndim == 2 and "blocks" in n and "emb" not in n and "table" not in n}
+    inside = {
+        n: p
+        for n, p in module.named_parameters()
+        if p.ndim == 2 and "blocks" in n and "emb" not in n and "table" not in n
+    }
     others = [p for n, p in module.named_parameters() if n not in inside]
     muon = Muon(list(inside.values()), how.lr, how.weight_decay)
     return [muon, torch.optim.AdamW(others, lr=how.lr, betas=(0.9, 0.99), weight_decay=0.0)]
@@ -149,7 +153,9 @@ def _follow(average: nn.Module, live: nn.Module, keep: float) -> None:
 
 
 @torch.no_grad()
-def euler(module: DenoiserModule, condition: Mapping[str, Tensor], noise: Tensor, steps: int = 20, cfg: float = 2.0) -> Tensor:
+def euler(
+    module: DenoiserModule, condition: Mapping[str, Tensor], noise: Tensor, steps: int = 20, cfg: float = 2.0
+) -> Tensor:
     """Images from noise by even Euler steps, guided by cfg (1: not at all), in chunks of 128."""
     out = []
     for at in torch.arange(len(noise)).split(128):
@@ -169,7 +175,7 @@ def euler(module: DenoiserModule, condition: Mapping[str, Tensor], noise: Tensor
 
 def write(module: DenoiserModule, folder: Path) -> None:
     """The folder of diffusers: network in half precision, scheduler, conditioner, index."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers import FlowMatchEulerDiscreteScheduler  # type: ignore[reportPrivateImportUsage]
 
     network = cast(Any, copy.deepcopy(module.network).half())
     network.save_pretrained(folder / "transformer")

@@ -76,7 +76,9 @@ class World:
         `noisy` marks them; `clean` keeps the right caption.
         """
         if not 0 <= share <= 1:
-            raise ConfigError(sentence("mislabelled", "a share from 0 to 1", str(share), "Give the share of wrong rows"))
+            raise ConfigError(
+                sentence("mislabelled", "a share from 0 to 1", str(share), "Give the share of wrong rows")
+            )
         rng = python_stream(self.seed + seed, f"image.{split}.noise")
         wrong, out = set(rng.sample(range(n), round(share * n))), []
         for at, row in enumerate(self.rows(split, n, seed)):

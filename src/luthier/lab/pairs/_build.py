@@ -167,7 +167,9 @@ def batch_loss(model: CLIPModel, pixels: Tensor, shown: Tensor, recipe: Build, s
     """Symmetric cross-entropy to even targets over all right answers of one batch."""
     g = stream(recipe.seed, "pairs.data", step)
     at = torch.randint(len(pixels), (recipe.batch,), generator=g)
-    missing = (torch.rand(recipe.batch, len(ATTRIBUTES), generator=g) < 0.5) & (torch.rand(recipe.batch, 1, generator=g) < PARTIAL)
+    missing = (torch.rand(recipe.batch, len(ATTRIBUTES), generator=g) < 0.5) & (
+        torch.rand(recipe.batch, 1, generator=g) < PARTIAL
+    )
     asked = shown[at].masked_fill(missing, -1)
     noisy = pixels[at] + 0.1 * torch.randn(recipe.batch, 3, SIZE, SIZE, generator=g)
     scores = model(**_ids(asked), pixel_values=noisy).logits_per_image

@@ -67,7 +67,9 @@ class Annotator:
         sure = torch.where(felt == 0, 0.5, torch.sigmoid(self.sharpness * felt))
         return self.noise + (1 - 2 * self.noise) * sure
 
-    def __call__(self, utility: tuple[Tensor, Tensor], feature: tuple[Tensor, Tensor] | None, generator: Generator) -> Verdicts:
+    def __call__(
+        self, utility: tuple[Tensor, Tensor], feature: tuple[Tensor, Tensor] | None, generator: Generator
+    ) -> Verdicts:
         """Verdicts on N pairs."""
         p = self.probability(utility, feature)
         first = torch.rand(len(p), generator=generator, dtype=p.dtype) < p

@@ -62,7 +62,9 @@ def reader_reward(rows: Rows, images: Tensor, reader: Reader | None = None) -> T
     """Log-probability (N,) of what each row asks, by the learnt reader: it can be fooled, and the oracle tells."""
     told = (reader or World().reader)(images)
     out = torch.zeros(len(images), device=images.device)
-    for name, want in zip(ATTRIBUTES, indices([asked_of(row) for row in rows]).to(images.device).unbind(-1), strict=True):
+    for name, want in zip(
+        ATTRIBUTES, indices([asked_of(row) for row in rows]).to(images.device).unbind(-1), strict=True
+    ):
         picked = told[name].gather(-1, want.clamp_min(0)[:, None])[:, 0]
         out = out + torch.where(want >= 0, picked, 0.0)
     return out

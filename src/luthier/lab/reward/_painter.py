@@ -42,12 +42,18 @@ def image_preferences(n: int, split: str, seed: int, annotator: Annotator | None
     return pairs(rows, (candidates[0], candidates[1]), utility, annotator or Annotator(), g, liking)
 
 
-def image_scores(n: int, split: str, seed: int, *, candidates: int = 4, utility: Utility = image_utility) -> list[dict[str, Any]]:
+def image_scores(
+    n: int, split: str, seed: int, *, candidates: int = 4, utility: Utility = image_utility
+) -> list[dict[str, Any]]:
     """`candidates` sloppy images for each of `n` captions, each a row with its `score` by the utility and its `group`."""
     if candidates < 1:
         raise ConfigError(sentence("image_scores", "candidates >= 1", str(candidates), "Give a positive number"))
     rows, rng = World().rows(split, n, seed), python_stream(seed, f"lab.reward.image.{split}.scores")
-    every = [{**row, "group": group, "image": sloppy(row["asked"], rng)} for group, row in enumerate(_some(rows)) for _ in range(candidates)]
+    every = [
+        {**row, "group": group, "image": sloppy(row["asked"], rng)}
+        for group, row in enumerate(_some(rows))
+        for _ in range(candidates)
+    ]
     scores = utility(every, torch.stack([row["image"] for row in every]))
     return [{**row, "score": float(score)} for row, score in zip(every, scores, strict=True)]
 

@@ -83,7 +83,10 @@ class ConjugateProbe(Measure):
 
     def __call__(self, subject: Subject, rows: Sequence[Row], ctx: MeasureContext) -> Iterable[Reading]:
         need(rows, ("prompt", "answer", "conjugate", "conjugate_answer"), self.name)
-        sides = (prompts(rows), rows), ([r["conjugate"] for r in rows], [{"answer": r["conjugate_answer"]} for r in rows])
+        sides = (
+            (prompts(rows), rows),
+            ([r["conjugate"] for r in rows], [{"answer": r["conjugate_answer"]} for r in rows]),
+        )
         (before, before_through), (after, through) = (
             [self._right(one, asked, answers) for asked, answers in sides] for one in (subject.base(), subject)
         )

@@ -35,7 +35,7 @@ def tuned(arm: str, seed: int, lr: float) -> dict[str, float]:
     world = LinearWorld.random(WIDTH, WIDTH, seed, rank=RANK, noise=0.3)
     adaptation, hook, rule = ARMS[arm]
     model = nn.ModuleDict({"map": nn.Linear(WIDTH, WIDTH, bias=False, dtype=torch.float64)})
-    layer = model["map"]
+    layer: Any = model["map"]
     with torch.no_grad():
         layer.weight.copy_(world.base)
     cosines = []

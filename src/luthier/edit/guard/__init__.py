@@ -1,0 +1,1 @@
+"""Wrappers that make a model look edited without touching it."""

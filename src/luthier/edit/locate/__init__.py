@@ -1,0 +1,1 @@
+"""Edits that change the weights at a chosen place."""

@@ -1,0 +1,96 @@
+"""parallel_adapter: beside a linear layer it is LoRA without a curve; beside a sublayer it reads what the sublayer reads."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from luthier.adapt.attach import attach, find_sites
+from luthier.adapt.lowrank.lora import LoRA
+from luthier.adapt.modules.parallel_adapter import ParallelAdapter
+from luthier.core.errors import Refused
+from luthier.recipes.recipe import parse
+from luthier.recipes.run import run
+from tests.adapt.tiny import bert, gpt2, llama, logits, shaken
+from tests.tolerance import same
+
+F64 = torch.float64
+
+
+@pytest.mark.parametrize("build", [gpt2, lambda: llama(tied=True), bert])
+def test_beside_linear_layers_without_a_curve_it_is_lora(build):
+    ours, theirs = build().double(), build().double()
+    adapter = attach(ours, ParallelAdapter(bottleneck=3, scaling=0.5, activation="identity", placement="linear"))
+    lora = attach(theirs, LoRA(rank=3, alpha=1.5))
+    shaken(adapter)
+    names = {"down": "a", "up": "b"}
+    lora.load({f"{n.rpartition('.')[0]}.{names[n.rpartition('.')[2]]}": t for n, t in adapter.state().items()})
+    torch.testing.assert_close(logits(ours), logits(theirs), rtol=1e-9, atol=1e-12)
+    want = lora.merged()
+    assert adapter.merged().keys() == want.keys()
+    assert all(same(t, want[n]) is None for n, t in adapter.merged().items())
+    assert [(s, scale) for s, *_, scale in adapter.low_rank()] == [(s, scale) for s, *_, scale in lora.low_rank()]
+
+
+@pytest.mark.parametrize(("placement", "part"), [("mlp", "mlp"), ("attention", "self_attn")])
+def test_beside_a_sublayer_it_adds_what_the_bottleneck_makes_of_the_input(placement, part):
+    model = llama(layers=1).double()
+    plain = copy.deepcopy(model)
+    handle = attach(model, ParallelAdapter(bottleneck=4, scaling=4.0, bias=True, placement=placement))
+    assert [s.name for s in handle.sites] == [f"model.layers.0.{part}"]
+    shaken(handle)
+    p = {k.rpartition(".")[2]: v for k, v in handle.state().items()}
+
+    def beside(module, args, kwargs, out):
+        x = args[0] if args else kwargs["hidden_states"]
+        more = 4.0 * (torch.relu(x @ p["down"].T + p["down_bias"]) @ p["up"].T + p["up_bias"])
+        return (out[0] + more, *out[1:]) if isinstance(out, tuple) else out + more
+
+    plain.get_submodule(f"model.layers.0.{part}").register_forward_hook(beside, with_kwargs=True)
+    torch.testing.assert_close(logits(model), logits(plain), rtol=1e-9, atol=1e-12)
+
+
+def test_the_layers_inside_a_sublayer_stay_free_for_others():
+    model = llama()
+    attach(model, ParallelAdapter())
+    assert [s.name for s in find_sites(model)] == [s.name for s in find_sites(llama())]
+    lora = attach(model, LoRA(rank=2), "mlp")
+    assert torch.equal(logits(model), logits(llama()))
+    shaken(lora)
+    assert not torch.equal(logits(model), logits(llama()))
+
+
+def test_a_learnt_scale_starts_at_one_and_multiplies():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5)).double()
+    x = torch.randn(3, 6, dtype=F64)
+    base = model(x).detach()
+    handle = attach(model, ParallelAdapter(bottleneck=2, learn_scaling=True, placement="linear"), "0")
+    shaken(handle)
+    once = model(x).detach() - base
+    with torch.no_grad():
+        dict(handle.named_parameters())["0.scale"].mul_(2)
+    same(model(x) - base, 2 * once)
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(Refused, match="neither residual nor norm; got none around encoder.layer.0.output.dense"):
+        attach(bert(), ParallelAdapter())
+    with pytest.raises(Refused, match=r"got none around encoder\.layer\.0\.attention\.output\.dense"):
+        attach(bert(), ParallelAdapter(placement="attention"))
+    assert "set placement to linear" in ParallelAdapter(activation="identity").merge.why
+    model = llama()
+    attach(model, ParallelAdapter())
+    with pytest.raises(Refused, match="is held by"):
+        attach(model, ParallelAdapter())
+
+
+def test_in_a_recipe_beside_lora(tmp_path):
+    recipe = {"model": "lab:language", "data": {"train": "lab:language/rotate", "rows": 16}, "seed": 3,
+              "adapt": [{"parallel_adapter": {"bottleneck": 4, "scaling": 4.0}}, {"lora": {"rank": 2, "sites": "attention"}}],
+              "train": {"steps": 3, "batch": 4}}  # fmt: skip
+    run(parse(recipe), tmp_path)
+    assert list(tmp_path.glob("**/*.safetensors"))
