@@ -23,17 +23,21 @@ if TYPE_CHECKING:
     from luthier.core.registry import Entry
 
 DOCS = Path(__file__).resolve().parent
-PAGES = ("index.md", "recipes.md", "data.md", "compare.md", "reproduce.md", "worlds.md", "architecture.md", "pains.md", "trust.md")
+PAGES = ("index.md", "recipes.md", "data.md", "image_models.md", "compare.md", "reproduce.md", "worlds.md", "architecture.md",
+         "pains.md", "trust.md")  # fmt: skip
 ROOMS = {
     "adapt": "What trains", "objectives": "Losses", "regularise": "Regularisers", "optim": "Optimisers, gradient transforms, "
     "schedules", "edit": "Local edits", "data": "Choosing rows", "reward": "Rewards", "merge": "Merges",
     "decode": "Decoding", "diffusion": "Diffusion", "embed": "Embedding", "vision": "Vision", "measure": "Measures",
     "loops": "Outer procedures",
 }  # fmt: skip
+PYTHON_ONLY = ("edit",)
+PYTHON_EXAMPLES = {"phrases": '("the formula",)', "sites": '"*.3.mlp.down_proj"'}
 SAMPLING = {"samplers": "sampler", "guidance": "guides"}
 """Groups of the diffusion room that the `sampling:` section of a recipe names."""
 LABELS = ("Paper", "Source", "Formula", "Takes", "Gives", "Choose it when", "Rather not when", "Relatives")
-EXAMPLES = {"keep": "100", "inner": "nll", "rewards": "[exact, format]", "reward": "exact", "builder": "divpo"}
+EXAMPLES = {"keep": "100", "inner": "nll", "rewards": "[exact, format]", "reward": "exact", "builder": "divpo",
+            "phrases": "[\"the formula\"]", "sites": "\"*.3.mlp.down_proj\""}
 """Values for parameters without a default, as a recipe writes them."""
 READERS = {"divpo": "dpo", "vote_pairs": "scpo", "cream_pairs": "cream", "iterated_pairs": "dpo"}
 """The loss that reads the pairs of a builder or loop."""
@@ -119,7 +123,7 @@ def claim_text(entry: Entry) -> tuple[Path, Mapping[str, Any] | None, Mapping[st
 # ------------------------------------------------------------- one technique
 def from_python(entry: Entry) -> bool:
     """Whether a technique is used from Python only: recipes have no slot for it."""
-    return entry.room == "decode" or entry.id.startswith("merge.search.")
+    return entry.room in PYTHON_ONLY or entry.id.startswith(("merge.search.", "diffusion.schedules.", "data.synthesise."))
 
 
 def spec(entry: Entry) -> str:
@@ -151,15 +155,24 @@ def recipe(entry: Entry) -> str:
         models = "[TUNED]" if entry.short in ("wise_ft", "lines", "half_reset") else "[TUNED, ANOTHER]"
         return f"base: MODEL\nmodels: {models}\nmerge: {value}\n"
     needs = entry.card.needs.batch
-    lines = ["model: MODEL", "data: FILE"]
+    images = entry.room == "diffusion" or any(b.startswith("image") for b in needs)
+    lines = ["model: lab:image", "data: lab:image"] if images else ["model: MODEL", "data: FILE"]
     if key == "steps":
         lines[1] = f"data: {{train: FILE, steps: {value}}}"
     elif entry.id == "reward.combine.weighted":
         lines.append("reward: [exact, {format: {weight: 0.2}}]")
     else:
         lines.append(f"{key}: {value}")
-    if key == "reward" or "sampler" in entry.card.needs.handles:
+    if images:
+        wants = "reward" in entry.card.needs.handles
+        lines += ["reward: {world_reward: {which: templates}}"] if wants else []
+        lines += ["objective: draft" if key == "reward" else "objective: denoise"] if key != "objective" else []
+    elif key == "reward" or "sampler" in entry.card.needs.handles:
         lines.insert(2, "objective: grpo")
+    if "retain" in entry.card.needs.handles:
+        lines[1] = "data: {train: FILE, retain: FILE}"
+    if "ema" in entry.card.needs.handles:
+        lines.append("regularise: [ema]")
     if entry.short in READERS:
         lines.insert(2, f"objective: {READERS[entry.short]}")
     if key == "loop" or needs == ("group",):
@@ -168,6 +181,9 @@ def recipe(entry: Entry) -> str:
         lines.append("teacher: MODEL")
     if "embed" in entry.card.needs.handles:
         lines.append("embedder: minilm")
+    others = [h for h in entry.card.needs.handles if h != "base"] if entry.room == "decode" else []
+    if others:
+        lines.append(f"decode_models: {{{', '.join(f'{h}: MODEL' for h in others)}}}")
     return "\n".join([*lines, "train: {steps: 100, lr: 1.0e-4}"]) + "\n"
 
 
@@ -180,9 +196,14 @@ def usage(entry: Entry) -> str:
     if entry.room == "decode":
         more = (f"from luthier.models.generation import Sampling\n\nsampling = Sampling(max_new=64, decode=({name}(),))\n")
         told = "Recipes have no slot for decoding yet; hand it to `luthier.models.generation.generate` by `Sampling`."
-    else:
+    elif entry.room == "merge":
         more = f"\nsearch = {name}()\n"
         told = "Merge recipes have no place for a judge yet; call it with the models' weights and a score or loss."
+    else:
+        given = ", ".join(f"{p.name}={PYTHON_EXAMPLES[p.name]}" for p in entry.parameters if p.default is None)
+        more = f"\nmade = {name}({given})\n"
+        told = ("It is a parameter of objectives and samplers, or follows from the model's scheduler."
+                if entry.room == "diffusion" else "It is used from Python: see its docstring for what to hand it.")  # fmt: skip
     return f"{told}\n\n```python\nfrom luthier.{entry.id} import {name}\n{more}```"
 
 
@@ -337,7 +358,7 @@ def trust_page() -> str:
         which = "all tests, the long forms included" if found["slow"] else "the quick tests"
         out += ["## Tests", "", f"{found['passed']} tests passed in a run of {which}. Among them, read from their names:", "",
                 table(("what", "how many"), [[k, str(v)] for k, v in found["counts"].items()]), "",
-                "A test may count under more than one kind. What each of the forty pains is, and its test: [pains](pains.md).", ""]  # fmt: skip
+                "A test may count under more than one kind. The forty pains and their tests: [pains](pains.md).", ""]  # fmt: skip
     figures = DOCS.parent / "benchmarks" / "results.json"
     if figures.is_file():
         found = json.loads(figures.read_text(encoding="utf-8"))

@@ -32,6 +32,7 @@ MORE: dict[str, list[dict[str, Any]]] = {
     "adapt.sparse.spiel": [{"density": 0.05, "grow": "ma"}],
     "adapt.sparse.lt_sft": [{"density": 0.05, "l1": 0.1}],
     "adapt.representation.lofit": [{"stage": "tune", "random": True, "count": 3}],
+    "adapt.lowrank.cola": [{"rank": 2, "links": 1}],
     "adapt.modules.series_adapter": [
         {"placement": "both", "bias": True, "learn_scaling": True},
         {"activation": "identity", "placement": "linear", "bottleneck": 3},

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from luthier.adapt.attach import attach, find_sites
+from luthier.adapt.attach import Several, attach, find_sites
 from luthier.adapt.lowrank.lora import LoRA
 from luthier.adapt.modules.parallel_adapter import ParallelAdapter
+from luthier.adapt.peft import Peft
 from luthier.core.errors import Refused
 from luthier.recipes.recipe import parse
 from luthier.recipes.run import run
@@ -76,8 +77,40 @@ def test_a_learnt_scale_starts_at_one_and_multiplies():
     same(model(x) - base, 2 * once)
 
 
+def test_prefixes_at_attention_are_a_gated_parallel_adapter():
+    """softmax over [prefix; keys] is (1 - share) * plain attention + share * attention to the prefix alone."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(n, 4, generator=g, dtype=F64) for n in (3, 5, 5))
+    pk, pv = (torch.randn(2, 4, generator=g, dtype=F64) for _ in range(2))
+    whole = torch.softmax(q @ torch.cat([pk, k]).T / 2, -1) @ torch.cat([pv, v])
+    ours, theirs = (q @ pk.T / 2).exp().sum(-1, keepdim=True), (q @ k.T / 2).exp().sum(-1, keepdim=True)
+    share = ours / (ours + theirs)
+    adapter = torch.softmax(q @ pk.T / 2, -1) @ pv
+    same(whole, (1 - share) * (torch.softmax(q @ k.T / 2, -1) @ v) + share * adapter)
+
+
+def test_mam_is_a_scaled_parallel_adapter_with_prefixes():
+    model = llama()
+    base = logits(model)
+    beside = attach(model, ParallelAdapter(bottleneck=8, scaling=4.0))
+    assert torch.equal(logits(model), base)
+    prefixes = attach(model, Peft(method="PREFIX_TUNING", config={"num_virtual_tokens": 3}))
+    mam = Several([beside, prefixes])
+    before = logits(model)
+    shaken(mam)
+    out = logits(model)
+    assert out.shape == base.shape
+    out.square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for _, p in mam.named_parameters())
+    with mam.disabled():
+        assert torch.equal(logits(model), base)
+    assert not torch.equal(out, before)
+    mam.detach()
+    assert torch.equal(logits(model), base)
+
+
 def test_what_cannot_be_is_refused():
-    with pytest.raises(Refused, match="neither residual nor norm; got none around encoder.layer.0.output.dense"):
+    with pytest.raises(Refused, match=r"neither residual nor norm; got none around encoder\.layer\.0\.output\.dense"):
         attach(bert(), ParallelAdapter())
     with pytest.raises(Refused, match=r"got none around encoder\.layer\.0\.attention\.output\.dense"):
         attach(bert(), ParallelAdapter(placement="attention"))

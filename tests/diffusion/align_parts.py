@@ -47,7 +47,11 @@ def drawn(n: int = 5, kind: str = "image", seed: int = 1) -> dict[str, Tensor | 
     g = torch.Generator().manual_seed(seed)
     images = tuple(torch.randn(n, 2, 1, 1, generator=g, dtype=F64) for _ in PARTS.get(kind, ("image",)))
     more = {} if kind == "image_prompts" else {"image": images}
-    return {**more, "noise": torch.randn(n, 2, 1, 1, generator=g, dtype=F64), "uniform": torch.rand(n, 8, generator=g, dtype=F64)}
+    return {
+        **more,
+        "noise": torch.randn(n, 2, 1, 1, generator=g, dtype=F64),
+        "uniform": torch.rand(n, 8, generator=g, dtype=F64),
+    }
 
 
 def part_of(value: Any, at: slice) -> Any:
@@ -55,16 +59,24 @@ def part_of(value: Any, at: slice) -> Any:
     return tuple(v[at] for v in value) if isinstance(value, tuple) else value[at]
 
 
-def terms_of(objective: Objective, values: Mapping[str, Any], handles: Mapping[str, Any], kind: str = "image") -> list[Any]:
+def terms_of(
+    objective: Objective, values: Mapping[str, Any], handles: Mapping[str, Any], kind: str = "image"
+) -> list[Any]:
     """What the objective makes of signals."""
     parts = PARTS.get(kind, ("image",))
     tuples = {k: v if isinstance(v, tuple) else (v,) for k, v in values.items()}
-    inputs = {"image": torch.cat(tuples["image"])} if "image" in tuples else {"condition.none": torch.zeros(len(values["noise"]))}
+    inputs = (
+        {"image": torch.cat(tuples["image"])}
+        if "image" in tuples
+        else {"condition.none": torch.zeros(len(values["noise"]))}
+    )
     batch = Batch(kind, inputs, parts, meta=[{"row": i} for i in range(len(values["noise"]))])
     return list(as_terms(objective(batch, Signals(tuples, parts, handles.__getitem__))))
 
 
-def values_of(objective: Objective, values: Mapping[str, Any], handles: Mapping[str, Any], kind: str = "image") -> Tensor:
+def values_of(
+    objective: Objective, values: Mapping[str, Any], handles: Mapping[str, Any], kind: str = "image"
+) -> Tensor:
     """The scaled sum of all terms, per row."""
     return sum(term.scale * term.values for term in terms_of(objective, values, handles, kind))  # type: ignore[return-value]
 
@@ -104,6 +116,8 @@ def real_step(objective: Objective, tmp_path: Path, kind: str = "image", reward:
         inputs["image"] = torch.randn(3 * len(parts), *loaded.shape, generator=g)
     columns = {"noise": torch.randn(3, *loaded.shape, generator=g), "uniform": torch.rand(3, 8, generator=g)}
     batch = Batch(kind, inputs, parts, columns, meta=[{"label": i} for i in range(3)])
-    total = sum(t.scale * t.values.sum() for t in as_terms(objective(batch, policy.signals(batch, objective.needs.signals))))
+    total = sum(
+        t.scale * t.values.sum() for t in as_terms(objective(batch, policy.signals(batch, objective.needs.signals)))
+    )
     named = [p for _, p in attached.named_parameters()]
     return policy, torch.cat([g.flatten() for g in torch.autograd.grad(total, named)])

@@ -15,7 +15,16 @@ from luthier.diffusion.schedules._kinds import from_x0
 from luthier.diffusion.schedules._path import Predictor, level
 from luthier.diffusion.schedules.flow import Flow
 from luthier.diffusion.schedules.vp import VP
-from tests.diffusion.align_parts import F64, Network, check_rows_are_independent, drawn, gradient, pair_of, real_step, values_of
+from tests.diffusion.align_parts import (
+    F64,
+    Network,
+    check_rows_are_independent,
+    drawn,
+    gradient,
+    pair_of,
+    real_step,
+    values_of,
+)
 from tests.diffusion.oracle import Gaussian
 from tests.tolerance import same
 
@@ -44,7 +53,9 @@ def test_the_adjoint_is_autograd_through_the_means_of_the_base(path, kind):
         leaves = []
         for j in range(k + 1, 5):
             x, t = taken.states[j].clone().requires_grad_(True), taken.grid[j].expand(3)
-            leaves.append((x, mean_of(sampler.move(path, taken.grid[j], taken.grid[j + 1]), x, clean(base, x, t, None))))
+            leaves.append(
+                (x, mean_of(sampler.move(path, taken.grid[j], taken.grid[j + 1]), x, clean(base, x, t, None)))
+            )
         a = end
         for x, mean in reversed(leaves):
             (a,) = torch.autograd.grad(mean, x, a)
@@ -99,7 +110,10 @@ def test_the_optimum_of_a_linear_reward_has_no_loss_and_samples_the_tilted_gauss
     assert values_of(AdjointMatching(steps=n, reward_weight=strength), values, held, KIND).abs().max() < 1e-12
     noise, uniform = torch.randn(1, 1, 1, 1, dtype=F64), torch.rand(1, dtype=F64)
     ends = [walk(m, sampler, n, noise, None, normal(uniform, n, noise, "x")).sample for m in (best, base)]
-    spread = sum(float(a) ** 2 * float(sampler.move(path, probe.grid[k], probe.grid[k + 1]).noise) ** 2 for k, a in enumerate(lean))
+    spread = sum(
+        float(a) ** 2 * float(sampler.move(path, probe.grid[k], probe.grid[k + 1]).noise) ** 2
+        for k, a in enumerate(lean)
+    )
     # the chain's own variance is spread / strength^2; it tends to c^2 as steps grow
     assert float(ends[0] - ends[1]) == pytest.approx(spread / strength, rel=1e-9)
     assert abs(spread / strength**2 / truth.c**2 - 1) < 15 / n
@@ -121,7 +135,11 @@ def test_pulled_by_a_handle_with_vjp_is_the_same():
             out = network(leaf, t)
             return out.detach(), torch.autograd.grad(out, leaf, v)[0]
 
-    x, v, t = torch.randn(3, 2, 1, 1, dtype=F64), torch.randn(3, 2, 1, 1, dtype=F64), torch.tensor([0.2, 0.5, 0.9], dtype=F64)
+    x, v, t = (
+        torch.randn(3, 2, 1, 1, dtype=F64),
+        torch.randn(3, 2, 1, 1, dtype=F64),
+        torch.tensor([0.2, 0.5, 0.9], dtype=F64),
+    )
     for a, b in zip(pulled(network, x, t, None, v), pulled(WithVjp(), x, t, None, v), strict=True):
         same(a, b)
 
@@ -138,6 +156,8 @@ def test_rows_are_independent(objective):
 
 
 def test_a_step_of_a_real_network(tmp_path):
-    policy, got = real_step(AdjointMatching(steps=3, transitions=1), tmp_path, KIND, lambda x, rows: x.flatten(1).mean(1))
+    policy, got = real_step(
+        AdjointMatching(steps=3, transitions=1), tmp_path, KIND, lambda x, rows: x.flatten(1).mean(1)
+    )
     assert got.norm() > 0
     assert policy.forwards == {"policy": 4, "reference": 3}

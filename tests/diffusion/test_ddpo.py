@@ -68,7 +68,9 @@ def test_equal_rewards_teach_nothing():
 def test_clipping_rests_where_the_policy_draws():
     network, values = Network(), drawn(kind=KIND)
     handles = {"policy": network, "reward": REWARD}
-    one, other = (gradient(values_of(DDPO(steps=4, clip=c), values, handles, KIND).sum(), network) for c in (1e-4, 10.0))
+    one, other = (
+        gradient(values_of(DDPO(steps=4, clip=c), values, handles, KIND).sum(), network) for c in (1e-4, 10.0)
+    )
     assert one.norm() > 0
     same(one, other)
 
@@ -98,7 +100,9 @@ def test_the_mean_gradient_is_that_of_the_expected_reward():
     values = {"noise": torch.zeros(n, 1, 1, 1, dtype=F64), "uniform": torch.rand(n, 8, generator=rng, dtype=F64)}
     reward = lambda x, rows: 2.0 * x.flatten(1).sum(1)  # noqa: E731
     # steps 1 -> 1/2 -> 0: the first draws N(g / 2, 1 / 4), the second is the clean estimate g, whatever was drawn
-    (flat,) = torch.autograd.grad(values_of(DDPO(steps=2, normalise=False), values, {"policy": model, "reward": reward}, KIND).sum(), g)
+    (flat,) = torch.autograd.grad(
+        values_of(DDPO(steps=2, normalise=False), values, {"policy": model, "reward": reward}, KIND).sum(), g
+    )
     assert abs(float(flat)) < 1e-9
     # a reward of the walk's middle would need its density: the clean estimate of a model that copies x is 2 x there
     copy = Predictor(lambda x, t, c: torch.where((t > 0.75).view(-1, 1, 1, 1), x - g, -x), Flow(), "velocity")

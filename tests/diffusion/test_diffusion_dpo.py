@@ -45,7 +45,9 @@ def test_swapping_the_images_turns_the_gradient_at_the_reference_round():
     values = drawn(kind=KIND)
     handles = {"policy": policy, "reference": reference}
     one = gradient(values_of(DiffusionDPO(beta=3.0), values, handles, KIND).sum(), policy)
-    other = gradient(values_of(DiffusionDPO(beta=3.0), {**values, "image": values["image"][::-1]}, handles, KIND).sum(), policy)
+    other = gradient(
+        values_of(DiffusionDPO(beta=3.0), {**values, "image": values["image"][::-1]}, handles, KIND).sum(), policy
+    )
     assert one.norm() > 0
     same(one, -other)
 

@@ -85,7 +85,11 @@ def test_kl_of_one_step():
 
 
 def test_rows_are_independent():
-    check_rows_are_independent(DPOK(steps=4, transitions=2), dict(zip(("policy", "reference"), pair_of(), strict=True)) | {"reward": REWARD}, KIND)
+    check_rows_are_independent(
+        DPOK(steps=4, transitions=2),
+        dict(zip(("policy", "reference"), pair_of(), strict=True)) | {"reward": REWARD},
+        KIND,
+    )
 
 
 def test_a_step_of_a_real_network(tmp_path):

@@ -53,7 +53,9 @@ def test_one_step_of_a_linear_model_has_the_reparameterised_gradient():
     model = Predictor(lambda x, t, c: scale * x, Flow(), "velocity")
     values = drawn(kind=KIND)
     linear = lambda x, rows: x.flatten(1).sum(1)  # noqa: E731
-    (got,) = torch.autograd.grad(values_of(Draft(steps=1), values, {"policy": model, "reward": linear}, KIND).sum(), scale)
+    (got,) = torch.autograd.grad(
+        values_of(Draft(steps=1), values, {"policy": model, "reward": linear}, KIND).sum(), scale
+    )
     same(got, values["noise"].sum())  # x0 = (1 - scale) noise, so -r has slope + noise
 
 

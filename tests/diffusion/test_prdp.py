@@ -39,7 +39,10 @@ def test_equals_the_loop_over_pairs_and_steps():
             for k in range(3):
                 x, after, t = walk.states[k][j : j + 1], walk.states[k + 1][j : j + 1], walk.grid[k : k + 1]
                 move = DDIM(eta=1.0).move(Flow(), t, walk.grid[k + 1 : k + 2])
-                own, base = (float(log_prob(move, x, clean(held[m], x, t, None), after).detach()) for m in ("policy", "reference"))
+                own, base = (
+                    float(log_prob(move, x, clean(held[m], x, t, None), after).detach())
+                    for m in ("policy", "reference")
+                )
                 steps.append(own - base)
             ratio.append(sum(steps))
             clipped.append(sum(min(max(v, -clip), clip) for v in steps))
@@ -69,7 +72,9 @@ def test_a_constant_of_the_condition_changes_nothing():
 
 def test_clipping_rests_where_the_policy_draws():
     values, held = drawn(kind=KIND), handles()
-    one, other = (gradient(values_of(PRDP(steps=4, clip=c), values, held, KIND).sum(), held["policy"]) for c in (1e-4, 1e4))
+    one, other = (
+        gradient(values_of(PRDP(steps=4, clip=c), values, held, KIND).sum(), held["policy"]) for c in (1e-4, 1e4)
+    )
     assert one.norm() > 0
     same(one, other)
 
@@ -83,7 +88,11 @@ def test_the_tilted_gaussian_has_no_loss():
 
     # the tilt of N(g / 2, 1 / 4) by exp(2 * 1.5 x / beta) has mean g / 2 + 3 / (4 beta)
     beta = 1.5
-    held = {"policy": model(0.4 + 2 * 3 / (4 * beta)), "reference": model(0.4), "reward": lambda x, rows: 2.0 * x.flatten(1).sum(1)}
+    held = {
+        "policy": model(0.4 + 2 * 3 / (4 * beta)),
+        "reference": model(0.4),
+        "reward": lambda x, rows: 2.0 * x.flatten(1).sum(1),
+    }
     values = {"noise": torch.zeros(20, 1, 1, 1, dtype=F64), "uniform": torch.rand(20, 8, dtype=F64)}
     assert values_of(PRDP(beta=beta, steps=2), values, held, KIND).abs().max() < 1e-18
 

@@ -24,7 +24,9 @@ from tests.tolerance import same
 def test_is_diffusion_dpo_on_the_opponents_samples():
     policy, base = pair_of(VP(), "v")
     values = drawn()
-    start = normal(values["uniform"][:, 7], 7, values["noise"], "spin").values[-1] * float(VP().level(torch.tensor(VP().t_max)).sigma)
+    start = normal(values["uniform"][:, 7], 7, values["noise"], "spin").values[-1] * float(
+        VP().level(torch.tensor(VP().t_max)).sigma
+    )
     loser = sample(base, DDIM(), start, make_grid(VP(), 6))
     pair = {**values, "image": (values["image"][0], loser)}
     for opponent, held in (("reference", {"reference": base}), ("ema", {"ema": base})):

@@ -22,7 +22,7 @@ from luthier.catalogue.index import papers, serving, verdicts
 from luthier.core.config import load_yaml
 from luthier.core.registry import entries
 from luthier.recipes.merging import merge_faults
-from luthier.recipes.recipe import Data, Recipe, Rollout, read, recipe_faults
+from luthier.recipes.recipe import Data, ImageSampling, Recipe, Rollout, read, recipe_faults
 from luthier.train.settings import Training
 from tests.house.test_layers import ALLOWED
 
@@ -240,10 +240,11 @@ def test_the_verdict_told_of_the_example_is_the_recorded_one():
     assert told == [(found["verdict"], *(f"{result[k]:+.3f}" for k in ("difference", "low", "high")))]
 
 
-@pytest.mark.parametrize("section", [Recipe, Data, Training, Rollout], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("section", [Recipe, Data, Training, Rollout, ImageSampling], ids=lambda c: c.__name__)
 def test_the_page_on_recipes_names_every_key_with_its_default(section):
     page = (DOCS / "recipes.md").read_text(encoding="utf-8")
-    title = {"Recipe": "## All keys", "Data": "### data", "Training": "### train", "Rollout": "### rollout"}[section.__name__]
+    title = {"Recipe": "## All keys", "Data": "### data", "Training": "### train", "Rollout": "### rollout",
+             "ImageSampling": "### sampling"}[section.__name__]
     rows = {}
     for keys, default in re.findall(r"^\| (`.+?) \| (.*?) \|", page.split(f"{title}\n")[1].split("\n#")[0], re.M):
         names, values = re.findall(r"`(\w+)`", keys), re.findall(r"`([^`]*)`", default)

@@ -53,6 +53,8 @@ def test_image_utility_is_one_at_best_and_falls_by_attribute_and_distance():
     only = [{"caption": r["attributes"]["colour"]} for r in ROWS]
     same(image_utility(only, IMAGES + 0.1), torch.full((12,), 0.8))
     same(image_utility([{"caption": ""}] * 12, IMAGES), torch.ones(12))
+    with pytest.raises(DataError, match="rows with a caption"):
+        image_utility([{"label": 3}] * 12, IMAGES)
 
 
 def test_redness_and_brightness_of_plain_images():

@@ -15,7 +15,7 @@ from luthier.core.registry import entries
 from luthier.measure.suites import ASKS, SUITES
 from tests.measure.fakes import Fake
 
-IMAGES = "measure.images."  # these read another kind of subject: tests/measure/test_images.py
+IMAGES = ("measure.images.", "measure.embed.")  # these read other kinds of subject and have tests of their own
 ENTRIES = [e for e in entries().values() if e.room == "measure" and not e.id.startswith(IMAGES)]
 SPECS = [spec for specs in SUITES.values() for spec in specs if not next(iter(spec)).startswith(IMAGES)]
 AXES = {"quality", "diversity", "consistency", "forgetting", "calibration", "cost", "drift"}

@@ -10,9 +10,11 @@ import torch
 from luthier.adapt.attach import attach
 from luthier.adapt.full import Full
 from luthier.adapt.lowrank.lora import LoRA
+from luthier.adapt.peft import Peft
 from luthier.core import MeasureContext
 from luthier.core.errors import DataError, ModelError, Refused
 from luthier.measure.diagnose.tuco import TuCo, tuco
+from luthier.measure.suites import have
 from luthier.models.interleave import Sums, blocks_of, interleaved
 from luthier.recipes.export import plain_subject
 from tests.adapt.tiny import gpt2, llama, shaken
@@ -67,7 +69,7 @@ def test_sums_equal_the_pass_written_out_layer_by_layer(tuned):
         hook.remove()
         want[0] += (after - xs[i])[:, -1]
         want[1] += (xs[i + 1] - after)[:, -1]
-    sums = Sums(torch.tensor([4, 4]))
+    sums = Sums(torch.tensor([4, 4]), 5)
     with torch.no_grad(), interleaved(model, handle.disabled, record=sums):
         model(input_ids=IDS, use_cache=False)
     same(sums.base, want[0])
@@ -132,6 +134,20 @@ def test_of_a_real_subject():
             subject.scaled(0.5).generate(["sort b a"])
         with pytest.raises(Refused, match="no key-value cache"), interleaved(subject.module.model, handle.disabled):
             subject.module.model(input_ids=IDS, use_cache=True)
+
+
+@pytest.mark.parametrize("method", ["PROMPT_TUNING", "PREFIX_TUNING"])
+def test_prompts_of_an_adaptation_stand_in_the_way_and_are_found_by_a_probe(method):
+    subject = plain_subject("lab:language")
+    assert subject.interleaves()
+    rows = [{"prompt": "sort b a", "response": "a b"}]
+    assert "blocks" in have(rows, MeasureContext(), subject)
+    with attach(subject.module.model, Peft(method=method, config={"num_virtual_tokens": 3})) as handle:
+        subject.off = handle.disabled
+        assert not subject.interleaves()
+        assert "blocks" not in have(rows, MeasureContext(), subject)
+        with pytest.raises(Refused, match="an interleaved forward pass requires"):
+            list(TuCo()(subject, rows, MeasureContext()))
 
 
 def test_faults():

@@ -40,7 +40,9 @@ def test_mean_pooling_equals_the_loop_and_ignores_padding():
 def test_vectors_equal_those_of_sentence_transformers(minilm):
     peer = pytest.importorskip("sentence_transformers").SentenceTransformer(str(minilm.folder), device="cpu")
     got = vectors(minilm, TEXTS)
-    torch.testing.assert_close(got, peer.encode(TEXTS, convert_to_tensor=True, show_progress_bar=False), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        got, peer.encode(TEXTS, convert_to_tensor=True, show_progress_bar=False), rtol=1e-5, atol=1e-6
+    )
     assert (minilm.limit, minilm.layers) == (256, 6)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -46,7 +48,9 @@ def test_a_recipe_must_name_the_models_it_listens_to_and_no_others(tmp_path):
     assert [f.split("'")[1] for f in recipe_faults(plain(tmp_path, decode=[renamed]))] == ["a", "b"]
     assert recipe_faults(plain(tmp_path, decode=[renamed], decode_models={"a": "x", "b": "y"})) == []
     assert asked_models([EmulatedFT(reference="base")]) == {"tuned": "emulated_ft", "base": "emulated_ft"}
-    assert "decode_models.c: requires a decoding component" in recipe_faults(plain(tmp_path, decode_models={"c": "x"}))[0]
+    assert (
+        "decode_models.c: requires a decoding component" in recipe_faults(plain(tmp_path, decode_models={"c": "x"}))[0]
+    )
     assert recipe_faults(plain(tmp_path, decode="top_p", decode_models={"c": 3}))
 
 
@@ -99,11 +103,11 @@ def test_a_helper_may_read_prompts_of_its_own(place):
     got = generate(model, prompts, how, stream(0, "test"), batch=2)
     want = generate(model, others, Sampling(max_new=6, stop=(2,)), stream(0, "test"))
     assert got.tokens == want.tokens
+    few = replace(how, helpers={**helpers, "tuned": Helper(model, prompts=others[:2])})
     with pytest.raises(ModelError, match="helper tuned requires 3 prompts"):
-        few = Sampling(max_new=6, decode=(EmulatedFT(),), helpers={**helpers, "tuned": Helper(model, prompts=others[:2])})
         generate(model, prompts, few, stream(0, "test"))
+    long = replace(how, max_new=60, helpers={**helpers, "tuned": Helper(model, prompts=[[1] * 9] * 3)})
     with pytest.raises(ModelError, match="prompt of tuned 0"):
-        long = Sampling(max_new=60, decode=(EmulatedFT(),), helpers={**helpers, "tuned": Helper(model, prompts=[[1] * 9] * 3)})
         generate(model, prompts, long, stream(0, "test"))
 
 

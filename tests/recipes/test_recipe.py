@@ -150,6 +150,7 @@ OTHER = {
         "schedule": "cosine",
         "measure": ["quality"],
         "decode": ["top_p"],
+        "decode_models": {"base": "n"},
         "tokenizer": "t",
         "dtype": "bf16",
         "embedder": "minilm",

@@ -19,7 +19,7 @@ from luthier.adapt._sites import choose, geometry, is_norm
 from luthier.adapt._surgery import Ledger, Switch, Worn, close_if_idle, parts, shed, wear
 from luthier.adapt._weights import dequantised, whole, wide
 from luthier.adapt.lowrank._factors import uniform
-from luthier.core import EXACT, NEVER, Adaptation, Calibration, Merge, Site, Sites
+from luthier.core import EXACT, NEVER, Adaptation, Calibration, Hook, Merge, Site, Sites
 from luthier.core.errors import NoEffect, Refused, sentence
 from luthier.core.streams import stream
 
@@ -31,10 +31,13 @@ CURVES: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "identity": lambda x: x,
 }
-_ATTENTION = re.compile(r"(attn|attention|attn1|attn2)\.(?:\w+\.)*(?:o_proj|out_proj|c_proj|dense|wo|out_lin|to_out\.0)$")
+_ATTENTION = re.compile(
+    r"(attn|attention|attn1|attn2)\.(?:\w+\.)*(?:o_proj|out_proj|c_proj|dense|wo|out_lin|to_out\.0)$"
+)
 _MLP = re.compile(
     r"(?:^|[._])(mlp|ffn|ff|feed_forward|DenseReluDense)\.(?:\w+\.)*(?:down_proj|c_proj|dense_4h_to_h|fc2|wo|w2|fc_out|net\.2)$"
 )
+_NAMED = {"attention": _ATTENTION, "mlp": _MLP}
 _LOOSE = re.compile(r"\.\d+\.(?:fc2|output\.dense)$")
 
 
@@ -52,9 +55,8 @@ def outputs(sites: list[Site], placement: str) -> dict[str, str | None]:
     """Output projections of the sublayers of a placement by name, with the sublayer's own name (None: it has no module)."""
     found: dict[str, str | None] = {}
     for site in sites:
-        if placement in ("attention", "both") and (at := _ATTENTION.search(site.name)):
-            found[site.name] = site.name[: at.end(1)]
-        elif placement in ("mlp", "both") and (at := _MLP.search(site.name)):
+        named = [rule for kind, rule in _NAMED.items() if placement in (kind, "both")]
+        if at := next((m for rule in named if (m := rule.search(site.name))), None):
             found[site.name] = site.name[: at.end(1)]
         elif placement in ("mlp", "both") and _LOOSE.search(site.name):
             found[site.name] = None
@@ -85,7 +87,9 @@ class Bottleneck(Adaptation):
         if self.bias:
             return NEVER("the bottleneck has biases of its own; set bias to false to fold it into the weight")
         if self.beside and self.placement != "linear":
-            return NEVER("the bottleneck stands beside a whole sublayer; set placement to linear to fold it into weights")
+            return NEVER(
+                "the bottleneck stands beside a whole sublayer; set placement to linear to fold it into weights"
+            )
         return EXACT
 
     def attach(self, model: nn.Module, sites: Sites, seed: int) -> BottleneckHandle:
@@ -189,3 +193,7 @@ class BottleneckHandle(DeltaHandle):
                 p = {k: whole(t).detach().to(exact.dtype) for k, t in parts(module).items()}
                 out[f"{name}.bias"] = (exact + own.delta(exact[:, None], p)[:, 0]).to(bias.dtype)  # type: ignore[attr-defined]
         return out
+
+    def hooks(self) -> tuple[Hook, ...]:
+        """Nothing during training."""
+        return ()

@@ -17,7 +17,7 @@ from luthier.adapt._handle import WornHandle, partners
 from luthier.adapt._sites import CHILD, MAPS, choose, geometry, names_of, plain_forward
 from luthier.adapt._surgery import Ledger, Switch, Worn, close_if_idle, parts, shed, wear, with_weight
 from luthier.adapt._weights import dequantised, quantised, whole, wide
-from luthier.core import Adaptation, Calibration, Site, Sites
+from luthier.core import Adaptation, Calibration, Hook, Site, Sites
 from luthier.core.errors import Refused, sentence
 from luthier.core.streams import stream
 
@@ -68,6 +68,10 @@ class Delta(Adaptation):
 
     def calibrated(self, handle: DeltaHandle, calibration: Calibration) -> None:
         """Look at the first batches before training and change parts by them; nothing by default."""
+
+    def schedule(self, handle: DeltaHandle) -> tuple[Hook, ...]:
+        """What it does at the loop's points; nothing by default."""
+        return ()
 
     def attach(self, model: nn.Module, sites: Sites, seed: int) -> DeltaHandle:
         """Wear the delta at the chosen sites. Raises NoEffect, or Refused with the reason."""
@@ -182,6 +186,10 @@ class DeltaHandle(WornHandle):
     def calibrate(self, calibration: Calibration) -> None:
         """Let the component look at data."""
         self._delta.calibrated(self, calibration)
+
+    def hooks(self) -> tuple[Hook, ...]:
+        """The component's schedule."""
+        return self._delta.schedule(self)
 
     def replace(self, site: str, made: Mapping[str, Tensor]) -> None:
         """Put other tensors in the place of floating parts of a site, of another size if elastic; an empty one cannot train.

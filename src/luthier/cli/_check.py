@@ -29,6 +29,7 @@ def check_recipe(path: Path, sets: list[str]) -> None:
 def _data(plain: dict[str, Any], faults: list[str]) -> str:
     """Read all data that the recipe names; faults join the others. Returns how the training data was read."""
     from luthier.recipes.image_check import image_faults, is_image
+    from luthier.recipes.pair_rows import is_pairs, reading_pairs
     from luthier.recipes.rows import advice, file_rows, is_world, kind_after, listed, world_rows
 
     data = build_section(Data, plain["data"] if isinstance(plain["data"], dict) else {"train": plain["data"]})
@@ -36,6 +37,12 @@ def _data(plain: dict[str, Any], faults: list[str]) -> str:
         statement, found = image_faults(plain, data)
         faults += found
         return statement
+    if is_pairs(plain.get("objective", "nll")):
+        try:
+            data = reading_pairs(data)
+        except LuthierError as fault:
+            faults.append(str(fault))
+            return ""
     found: list[Any] = []
     for key, source, rows in [
         ("train", data.train, data.rows or 512),

@@ -423,15 +423,30 @@ class Decode(Component):
         """logits (B, V) of this step -> changed logits (B, V)."""
         raise NotImplementedError
 
+    def guides(self, prompt: Any, earlier: Sequence[str]) -> Mapping[str, Any]:
+        """Prompts that the same model reads beside the given one, by the names under which `helpers` then has their logits.
+
+        earlier: the answers to this prompt so far. A component that gives such prompts has its answers drawn one after the other.
+        """
+        return {}
+
 
 @dataclass(frozen=True)
 class DecodeView:
-    """What a decoding component sees at a step: tokens so far (B, T) with mask, step number, logits of helper models."""
+    """What a decoding component sees at a step: tokens so far (B, T) with mask, step number, logits of helper models.
+
+    The last `step` tokens were drawn. roll: completes prompts by a helper model, with random numbers (rows, new tokens) that
+    are given; an end token is left out. text: tokens -> text without special tokens. stop: end tokens. Outside of generation
+    there are none of these.
+    """
 
     tokens: Tensor
     mask: Tensor
     step: int
     helpers: Mapping[str, Tensor] = field(default_factory=dict[str, "Tensor"])
+    roll: Callable[[str, Sequence[Sequence[int]], Tensor], list[list[int]]] | None = None
+    text: Callable[[Sequence[int]], str] | None = None
+    stop: tuple[int, ...] = ()
 
 
 # -------------------------------------------------------------------- measure

@@ -20,7 +20,6 @@ SUITES: Mapping[str, tuple[Spec, ...]] = {
         {"measure.quality.exact_match": {}},
         {"measure.quality.pass_at_k": {"k": [8], "samples": 8}},
         {"measure.quality.pair_accuracy": {}},
-        {"measure.quality.edit_success": {}},
     ),
     "diversity": (
         {"measure.diversity.ngram": {"scope": "per_input"}},
@@ -38,19 +37,13 @@ SUITES: Mapping[str, tuple[Spec, ...]] = {
         {"measure.consistency.generator_validator": {}},
     ),
     "forgetting": ({"measure.forgetting.old_data": {}},),
-    "calibration": (
-        {"measure.calibration.ece": {}},
-        {"measure.calibration.brier": {}},
-        {"measure.calibration.semantic_entropy": {}},
-        {"measure.calibration.abstention": {}},
-    ),
+    "calibration": ({"measure.calibration.ece": {}}, {"measure.calibration.brier": {}}),
+    "uncertainty": ({"measure.calibration.semantic_entropy": {}}, {"measure.calibration.abstention": {}}),
     "cost": ({"measure.cost.cost": {}},),
-    "drift": (
-        {"measure.diagnose.token_shift": {}},
-        {"measure.diagnose.tuco": {}},
-        {"measure.diagnose.learning_dynamics": {}},
-        {"measure.diagnose.conjugate_probe": {}},
-    ),
+    "drift": ({"measure.diagnose.token_shift": {}}, {"measure.diagnose.tuco": {}}),
+    "dynamics": ({"measure.diagnose.learning_dynamics": {}},),
+    "editing": ({"measure.quality.edit_success": {}},),
+    "hidden": ({"measure.diagnose.conjugate_probe": {}},),
     "weights": ({"measure.diagnose.intruder_dimensions": {}},),
     "images": (
         {"measure.images.attribute_accuracy": {}},
@@ -59,10 +52,11 @@ SUITES: Mapping[str, tuple[Spec, ...]] = {
         {"measure.images.denoising_error": {}},
         {"measure.images.image_drift": {}},
     ),
+    "vectors": ({"measure.embed.retrieval": {}},),
 }
 
 # What each measure asks for, by id: all groups, any name of a group. Names are row fields, or one of the handles
-# verify, truth, old, cost, tokens, gradients, weights.
+# verify, truth, old, cost, tokens, gradients, weights, blocks.
 ASKS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "measure.quality.likelihood": (("response",),),
     "measure.quality.exact_match": (("prompt",), ("answer", "verify")),
@@ -93,6 +87,7 @@ ASKS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "measure.images.image_vendi": (("images",),),
     "measure.images.denoising_error": (("images",),),
     "measure.images.image_drift": (("images",),),
+    "measure.embed.retrieval": (("query",), ("positive",)),
 }
 
 
@@ -107,7 +102,7 @@ def have(rows: Sequence[Row], ctx: MeasureContext, subject: Subject | None = Non
         "cost": bool(ctx.cost),
         "tokens": hasattr(subject, "token_table"),
         "gradients": hasattr(subject, "gradients"),
-        "blocks": hasattr(subject, "contributions"),
+        "blocks": hasattr(subject, "contributions") and getattr(subject, "interleaves", lambda: True)(),
         "weights": getattr(subject, "changed", None) is not None,
         "truth": ctx.truth is not None and any(ctx.truth(r) for r in rows),
     }

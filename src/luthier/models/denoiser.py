@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from luthier.core.batch import Batch
 from luthier.core.errors import ModelError, sentence
+from luthier.core.moment import at_moment
 from luthier.models.conditioning import ClassLabels, ClipText, Conditioner, load_conditioner
 from luthier.models.loading import DTYPES
 from luthier.models.pipelines import read_index
@@ -111,7 +112,8 @@ class DenoiserView:
         """One pass through the network."""
         if condition is None:
             condition = {k: v.to(x.device) for k, v in self.module.conditioner.null(len(x)).items()}
-        return self.wrapped(x, self.time(t).to(x.dtype), condition)
+        with at_moment(t / self.path.t_max):
+            return self.wrapped(x, self.time(t).to(x.dtype), condition)
 
     def runner(
         self, around: Callable[[], AbstractContextManager[Any]] = nullcontext, count: Callable[[], None] = lambda: None

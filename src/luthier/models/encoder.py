@@ -99,12 +99,16 @@ def load_encoder(source: str, dtype: str = "fp32") -> LoadedEncoder:
         model = AutoModel.from_pretrained(str(folder / part), dtype=DTYPES[dtype], use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as fault:
         first = str(fault).strip().splitlines()[0].rstrip(".")
-        raise ModelError(sentence(f"model {source!r}", "an encoder that transformers knows", first, "Check the folder")) from fault
+        raise ModelError(
+            sentence(f"model {source!r}", "an encoder that transformers knows", first, "Check the folder")
+        ) from fault
     tokenizer = load_tokenizer(str(folder / part))
     config = model.config.get_text_config()
     context = getattr(config, "max_position_embeddings", None) or 512
     limit = int(own or min(context, tokenizer.model_max_length))
-    return LoadedEncoder(EncoderModule(model.eval(), pooling, normalise), tokenizer, folder, part, limit, int(config.num_hidden_layers))
+    return LoadedEncoder(
+        EncoderModule(model.eval(), pooling, normalise), tokenizer, folder, part, limit, int(config.num_hidden_layers)
+    )
 
 
 def _folder(source: str) -> Path:
@@ -124,7 +128,9 @@ def _folder(source: str) -> Path:
     except Exception as fault:
         first = str(fault).strip().splitlines()[0].rstrip(".")
         raise ModelError(
-            sentence(f"model {source!r}", "a model folder or a reachable hub name", first, "Check the name or the network")
+            sentence(
+                f"model {source!r}", "a model folder or a reachable hub name", first, "Check the name or the network"
+            )
         ) from fault
 
 
@@ -142,7 +148,9 @@ def _modules(folder: Path) -> tuple[str, Pooling, bool, int | None]:
         elif kind == "Normalize":
             normalise = True
         else:
-            raise ModelError(sentence(f"model {folder}", "modules Transformer, Pooling and Normalize", kind, "Use another encoder"))
+            raise ModelError(
+                sentence(f"model {folder}", "modules Transformer, Pooling and Normalize", kind, "Use another encoder")
+            )
     own = folder / part / "sentence_bert_config.json"
     limit = _json(own).get("max_seq_length") if own.is_file() else None
     return part, "cls" if pooling == "cls" else "mean", normalise, limit
@@ -152,7 +160,9 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
-        raise ModelError(sentence(f"model file {path}", "readable JSON", str(fault).rstrip("."), "Download it again")) from fault
+        raise ModelError(
+            sentence(f"model file {path}", "readable JSON", str(fault).rstrip("."), "Download it again")
+        ) from fault
 
 
 def _pooling(config: Mapping[str, Any], folder: Path) -> Pooling:
@@ -165,7 +175,9 @@ def _pooling(config: Mapping[str, Any], folder: Path) -> Pooling:
         return "mean"
     if names == {"cls"}:
         return "cls"
-    raise ModelError(sentence(f"model {folder}", "mean or cls pooling", ", ".join(sorted(names)) or "none", "Use another encoder"))
+    raise ModelError(
+        sentence(f"model {folder}", "mean or cls pooling", ", ".join(sorted(names)) or "none", "Use another encoder")
+    )
 
 
 def copy_beside(loaded: LoadedEncoder, out: Path) -> None:
@@ -173,7 +185,9 @@ def copy_beside(loaded: LoadedEncoder, out: Path) -> None:
     for path in sorted(loaded.folder.rglob("*")):
         place = out / path.relative_to(loaded.folder)
         if path.is_file() and path.suffix in SMALL and not place.exists():
-            if path.parent == loaded.folder / loaded.part and path.name.startswith(("tokenizer", "README", "model.safetensors.index")):
+            if path.parent == loaded.folder / loaded.part and path.name.startswith(
+                ("tokenizer", "README", "model.safetensors.index")
+            ):
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place)

@@ -6,6 +6,7 @@ distribution function, so that two nearly equal models give nearly equal samples
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -102,13 +103,17 @@ class _Within:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw: temperature (0 is greedy), length, stop tokens, decoding components in order, helper models by name."""
+    """How to draw: temperature (0 is greedy), length, stop tokens, decoding components in order, helper models by name.
+
+    text: tokens -> text, for components that read what was drawn.
+    """
 
     max_new: int = 64
     temperature: float = 1.0
     stop: tuple[int, ...] = ()
     decode: tuple[Decode, ...] = ()
     helpers: Mapping[str, nn.Module | Helper] = field(default_factory=dict)
+    text: Callable[[Sequence[int]], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,9 @@ def generate(
     for name, helper in helpers.items():
         read = prompts if helper.prompts is None else helper.prompts
         if len(read) != len(prompts):
-            raise ModelError(sentence(f"helper {name}", f"{len(prompts)} prompts", str(len(read)), "Give one for each row"))
+            raise ModelError(
+                sentence(f"helper {name}", f"{len(prompts)} prompts", str(len(read)), "Give one for each row")
+            )
         _check_prompts(helper.model, read, sampling.max_new, f"prompt of {name}")
     was, _ = model.training, model.eval()
     device = next(model.parameters()).device
@@ -157,7 +164,7 @@ def generate(
             rows = order[at : at + batch]
             beside = {k: Helper(h.model, h.around, None if h.prompts is None else [h.prompts[r] for r in rows])
                       for k, h in helpers.items()}  # fmt: skip
-            made = _complete(model, [prompts[r] for r in rows], sampling, beside, uniform[rows].to(device), device)
+            made = _complete(model, [prompts[r] for r in rows], sampling, uniform[rows].to(device), device, beside)
             for row, (text, end) in zip(rows, made, strict=True):
                 tokens[row], ended[row] = text, end
     finally:
@@ -175,6 +182,17 @@ def _check_prompts(model: nn.Module, prompts: Sequence[Sequence[int]], max_new: 
                                       "Shorten it or lower max_new"))  # fmt: skip
 
 
+def _roll(helpers: Mapping[str, Helper], stop: tuple[int, ...], name: str, prompts: Sequence[Sequence[int]],
+          uniform: Tensor) -> list[list[int]]:  # fmt: skip
+    """Completions of token prompts by a helper, end tokens left out."""
+    if not uniform.shape[1]:
+        return [[] for _ in prompts]
+    helper, how = helpers[name], Sampling(uniform.shape[1], stop=stop)
+    with helper.around():
+        made = generate(helper.model, prompts, how, Generator(), uniform=uniform)
+    return [tokens[:-1] if end else tokens for tokens, end in zip(made.tokens, made.ended, strict=True)]
+
+
 def left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """(ids, mask), each (B, T), padded on the left with token 0."""
     width = max(map(len, prompts))
@@ -186,13 +204,15 @@ def left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
     return ids.to(device), mask.to(device)
 
 
-def _complete(model: nn.Module, prompts: Sequence[Sequence[int]], sampling: Sampling, helpers: Mapping[str, Helper],
-              uniform: Tensor, device: torch.device) -> list[tuple[list[int], bool]]:  # fmt: skip
+def _complete(model: nn.Module, prompts: Sequence[Sequence[int]], sampling: Sampling, uniform: Tensor,
+              device: torch.device, helpers: Mapping[str, Helper] | None = None) -> list[tuple[list[int], bool]]:  # fmt: skip
+    helpers = helpers or {}
     ids, mask = left_pad(prompts, device)
     steppers: dict[str, Stepper] = {"": stepper(model)}
     steppers.update({name: _Within(h.model, h.around) for name, h in helpers.items()})
     read = {k: left_pad(h.prompts, device) for k, h in helpers.items() if h.prompts is not None}
     logits = {name: s.prefill(*read.get(name, (ids, mask)), sampling.max_new) for name, s in steppers.items()}
+    roll = functools.partial(_roll, helpers, sampling.stop)
     alive = torch.arange(len(prompts), device=device)
     stop = torch.tensor(sampling.stop, dtype=torch.long, device=device)
     made = torch.full((len(prompts), sampling.max_new), -1, dtype=torch.long, device=device)
@@ -200,9 +220,10 @@ def _complete(model: nn.Module, prompts: Sequence[Sequence[int]], sampling: Samp
     for t in range(sampling.max_new):
         z = logits[""]
         if sampling.decode:
-            helpers = {k: v for k, v in logits.items() if k}
+            outs = {k: v for k, v in logits.items() if k}
             now = torch.cat([ids[alive], made[alive, :t].clamp_min(0)], 1)
-            view = DecodeView(now, torch.cat([mask[alive], mask.new_ones(len(alive), t)], 1), t, helpers)
+            seen = torch.cat([mask[alive], mask.new_ones(len(alive), t)], 1)
+            view = DecodeView(now, seen, t, outs, roll, sampling.text, sampling.stop)
             for part in sampling.decode:
                 z = part(z, view)
         chosen = draw(z, sampling.temperature, uniform[alive, t])

@@ -79,11 +79,15 @@ def interleaved(model: nn.Module, off: Off, alpha: float = 1.0, record: Record |
 class Sums:
     """Sums over blocks of PTC and FTC at one position of each row, (B, d) in float64; a `Record`."""
 
-    def __init__(self, at: Tensor) -> None:
-        """at (B,): the position in each row."""
-        self.at, self.base, self.tuning = at, torch.zeros(()), torch.zeros(())
+    def __init__(self, at: Tensor, width: int) -> None:
+        """at (B,): the position in each row; width: of the rows. Raises Refused where blocks see more positions."""
+        self.at, self.width, self.base, self.tuning = at, width, torch.zeros(()), torch.zeros(())
 
     def __call__(self, base: Tensor, tuning: Tensor) -> None:
+        if base.shape[1] != self.width:
+            came = f"{base.shape[1]} for {self.width} tokens"
+            required = "as many positions in a block as tokens"
+            raise Refused(sentence("an interleaved forward pass", required, came, "It cannot follow virtual tokens"))
         row = torch.arange(len(self.at), device=self.at.device)
         self.base = self.base + base[row, self.at].double().cpu()
         self.tuning = self.tuning + tuning[row, self.at].double().cpu()

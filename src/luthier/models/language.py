@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.batch import Batch
-from luthier.core.errors import ModelError
+from luthier.core.errors import ModelError, Refused
 from luthier.ops.logp import Head, linear_logp
 
 Edit = Callable[[Tensor, Tensor], Tensor]
@@ -170,7 +170,7 @@ def _packs(model: Any, ids: Tensor, want: Tensor) -> bool:
     positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]], device=ids.device)
     try:
         got = model(input_ids=torch.cat([ids[:, :3], ids], 1), position_ids=positions, use_cache=False).logits
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, Refused):
         return False
     return _close(got[:, :3], want[:, :3]) and _close(got[:, 3:], want)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from luthier.core.batch import Batch
-from luthier.core.errors import Refused, sentence
+from luthier.core.errors import ModelError, Refused, sentence
 from luthier.core.protocols import Decode
 from luthier.core.streams import stream
 from luthier.models.collate import Tokens, pad
@@ -105,15 +105,37 @@ class LanguageSubject:
             self._told[key] = self._generate(prompts, samples, temperature, max_new, role)
         return self._told[key]
 
+    def _text(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
     def _generate(
         self, prompts: Sequence[Any], samples: int, temperature: float, max_new: int, role: str
     ) -> list[list[str]]:
+        sampling = Sampling(max_new, temperature, self.stop, self.decode, self.helpers, self._text)
+        if any(type(part).guides is not Decode.guides for part in self.decode):
+            return self._one_by_one(prompts, samples, sampling, role)
         ids = [one for one in self.renders(prompts, max_new) for _ in range(samples)]
-        sampling = Sampling(max_new, temperature, self.stop, self.decode, self.helpers)
         with self._still():
             made = generate(self.module.model, ids, sampling, stream(self.seed, role))
-        texts = [self.tokenizer.decode(t, skip_special_tokens=True) for t in made.tokens]
+        texts = [self._text(t) for t in made.tokens]
         return [texts[i : i + samples] for i in range(0, len(texts), samples)]
+
+    def _one_by_one(self, prompts: Sequence[Any], samples: int, sampling: Sampling, role: str) -> list[list[str]]:
+        """Answers where each is drawn in sight of the earlier ones, with the random numbers of those drawn at once."""
+        ids, told = self.renders(prompts, sampling.max_new), [list[str]() for _ in prompts]
+        random = stream(self.seed, role)
+        uniform = torch.rand(len(ids) * samples, sampling.max_new, generator=random)
+        for i in range(samples):
+            guides = [{k: v for part in self.decode for k, v in part.guides(p, t).items()}
+                      for p, t in zip(prompts, told, strict=True)]  # fmt: skip
+            beside = {k: Helper(self.module.model, prompts=self.renders([g[k] for g in guides], sampling.max_new))
+                      for k in (guides[0] if guides else ())}  # fmt: skip
+            how = replace(sampling, helpers={**self.helpers, **beside})
+            with self._still():
+                made = generate(self.module.model, ids, how, random, uniform=uniform[i::samples])
+            for texts, tokens in zip(told, made.tokens, strict=True):
+                texts.append(self._text(tokens))
+        return told
 
     def signals(
         self, prompts: Sequence[Any], responses: Sequence[str], wants: Sequence[str]
@@ -160,12 +182,27 @@ class LanguageSubject:
             rows = [torch.tensor(one, device=device) for one in ids[at : at + self.batch]]
             padded = pad_sequence(rows, batch_first=True)
             mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-            sums = Sums(mask.sum(-1) - 1)
+            sums = Sums(mask.sum(-1) - 1, mask.shape[1])
             with self._still(), interleaved(self.module.model, off_of(self.off), record=sums):
                 self.module.model(input_ids=padded, attention_mask=mask, use_cache=False)
             made.append((sums.base, sums.tuning))
         base, tuning = zip(*made, strict=True)
         return torch.cat(base), torch.cat(tuning)
+
+    def interleaves(self) -> bool:
+        """Whether `contributions` can be had of this model, found by a probe: prompts and caches of an adaptation stand in
+        its way."""
+        device = next(self.module.parameters()).device
+        ids, sums = (
+            torch.zeros(1, 2, dtype=torch.long, device=device),
+            Sums(torch.ones(1, dtype=torch.long, device=device), 2),
+        )
+        try:
+            with self._still(), interleaved(self.module.model, off_of(self.off), record=sums):
+                self.module.model(input_ids=ids, use_cache=False)
+        except (Refused, ModelError):
+            return False
+        return True
 
     def scaled(self, alpha: float) -> LanguageSubject:
         """The model with the tuning's part of every block's update multiplied by alpha; it scores and does not generate."""

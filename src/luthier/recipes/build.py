@@ -55,7 +55,8 @@ class Parts:
 class Prepared:
     """A recipe made ready: everything but the training itself.
 
-    kit: what only image models have (`recipes.images.Kit`). helpers: models that decoding components listen to.
+    kit: what only image models (`recipes.images.Kit`) or encoders (`recipes.embeddings.PairKit`) have.
+    helpers: models that decoding components listen to.
     """
 
     recipe: Recipe
@@ -243,13 +244,17 @@ def prepare(
 ) -> Prepared:
     """Load, encode, attach: everything up to the first step. Raises with the error form; loses nothing."""
     from luthier.models.loading import load_causal_lm, load_config, load_tokenizer, with_pad
+    from luthier.recipes.embeddings import prepare_embeddings
     from luthier.recipes.helpers import load_helpers
     from luthier.recipes.image_check import is_image
     from luthier.recipes.images import prepare_images
+    from luthier.recipes.pair_rows import is_pairs
     from luthier.recipes.text import encode_training, renderer
 
     if is_image(recipe.model, recipe.objective):
         return prepare_images(recipe, out, on_event, accelerator)
+    if is_pairs(recipe.objective):
+        return prepare_embeddings(recipe, out, on_event, accelerator)
     parts = build_parts(recipe)
     splits = load_splits(recipe.data, recipe.seed)
     kind = "group" if recipe.loop is not None else fit_kind(parts.objective, splits.train, recipe.data.steps)

@@ -20,6 +20,7 @@ from luthier.core.errors import DataError, ModelError, OutputError, Refused, sen
 from luthier.core.files import read_json, write_json, write_tensors, write_text
 from luthier.measure.suites import SUITES, have, lacks, split
 from luthier.recipes.build import Prepared, build_decode, build_measures, cache_reference, embedder, prepare
+from luthier.recipes.embeddings import PairKit, measure_pairs, pair_faults, write_merged_encoder
 from luthier.recipes.image_runs import image_faults, image_samples, measure_images
 from luthier.recipes.images import write_merged_images
 from luthier.recipes.recipe import Recipe
@@ -107,6 +108,8 @@ def measure(prepared: Prepared, cost: Mapping[str, float]) -> list[Reading]:
     if not prepared.parts.measures:
         return []
     splits, recipe = prepared.splits, prepared.recipe
+    if isinstance(prepared.kit, PairKit):
+        return measure_pairs(prepared, cost)
     if prepared.kit is not None:
         return measure_images(prepared, cost)
     ctx = MeasureContext(recipe.seed, embedder(recipe), splits.verify, dict(cost), measured(splits.old), splits.truth)
@@ -122,6 +125,8 @@ def check_measures(prepared: Prepared) -> list[str]:
     """What suites leave out, in sentences. Raises Refused where a measure could not run, so that no training is spent first."""
     if not prepared.parts.measures:
         return []
+    if isinstance(prepared.kit, PairKit):
+        return pair_faults(prepared)
     if prepared.kit is not None:
         return image_faults(prepared)
     splits, subject, rows = prepared.splits, subject_of(prepared), measured(prepared.splits.test)
@@ -156,6 +161,8 @@ def chosen_measures(recipe: Recipe, there: set[str]) -> tuple[list[Any], list[st
 
 def sample(prepared: Prepared, count: int = 4, each: int = 2, max_new: int = 48) -> list[dict[str, Any]]:
     """A few generations for people to look at."""
+    if isinstance(prepared.kit, PairKit):
+        return []
     if prepared.kit is not None:
         return image_samples(prepared, each)
     rows = measured(prepared.splits.test[:count])
@@ -284,6 +291,9 @@ def save_merged(prepared: Prepared, folder: Path, main: bool = True) -> str | No
     if never:
         return never[0]
     try:
+        if isinstance(prepared.kit, PairKit):
+            write_merged_encoder(prepared.kit.loaded, prepared.policy.attached, folder, main)
+            return None
         if prepared.kit is not None:
             write_merged_images(prepared.kit.loaded, prepared.policy.attached, folder, main)
             return None

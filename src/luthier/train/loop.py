@@ -152,7 +152,8 @@ class Loop:
     def _calibrate(self) -> None:
         """Let adaptations that want it look at the first batches; what trains may change by it."""
         job = self.job
-        for handle in getattr(job.policy.attached, "handles", (job.policy.attached,)):
+        attached: Any = job.policy.attached
+        for handle in getattr(attached, "handles", (attached,)):
             if batches := getattr(handle.adaptation, "calibration", 0):
                 handle.calibrate(FeedCalibration(job.policy, job.objective, job.feed, self.context, batches, job.seed))
 

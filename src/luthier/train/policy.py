@@ -81,7 +81,7 @@ class Policy:
         """
         if name in self.handles:
             return self.handles[name]
-        view = self.teacher if name == "teacher" else self.view
+        view: Any = self.teacher if name == "teacher" else self.view
         if view is None:
             raise Refused("an objective requires a teacher model; the recipe names none. Add `teacher: MODEL`.")
         if name not in ("policy", "reference", "teacher") or not hasattr(view, "runner"):

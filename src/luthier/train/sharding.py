@@ -24,7 +24,8 @@ def shard(module: nn.Module, device: torch.device) -> nn.Module:
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for layer in blocks(module):
         fully_shard(layer, mesh=mesh)
-    return fully_shard(module, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    return module
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:

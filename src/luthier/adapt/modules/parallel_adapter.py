@@ -1,10 +1,16 @@
 """Parallel adapter: a small bottleneck network beside attention, feed-forward or linear layers adds to their output.
 
-Paper: arXiv 2304.01933 (LLM-Adapters, eq. 4); 2110.04366 (the unified view; scaled parallel adapter).
+Paper: arXiv 2304.01933 (LLM-Adapters); 2110.04366 (the unified view; scaled parallel adapter).
 Formula: h <- layer(x) + s W_up f(W_down x), x what the layer reads; 2110.04366 has s = 4 beside the feed-forward.
 Takes: a transformer, or linear layers by name.   Gives: two thin matrices a place; at linear layers f = identity is LoRA.
 Choose it when: more capacity than LoRA's is wanted beside the feed-forward.   Rather not when: plain weights are needed.
-Relatives: series_adapter (reads the layer's output), lora (no curve, merges), mam (with prefixes at attention).
+Relatives: series_adapter (reads the layer's output), lora (no curve, merges), peft (prefixes).
+
+The MAM adapter of 2110.04366 is this one at the feed-forward and short prefixes at attention:
+
+    adapt:
+      - parallel_adapter: {bottleneck: 512, scaling: 4}
+      - peft: {method: PREFIX_TUNING, config: {num_virtual_tokens: 30}}
 
 >>> import torch
 >>> from luthier.adapt._bottleneck import bottleneck
@@ -25,7 +31,7 @@ from luthier.core import Card, component
 
 CARD = Card(
     name="Parallel adapter",
-    source="arXiv 2304.01933, eq. 4; 2110.04366, table 1 (scaled parallel adapter)",
+    source="arXiv 2304.01933 and 2110.04366 (scaled parallel adapter)",
     papers=(223, 141),
     cost="two thin layers beside each place, in training and at inference; 2 m d parameters a place",
     limits=(

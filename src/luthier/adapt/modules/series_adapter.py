@@ -1,6 +1,6 @@
 """Series adapter: a small bottleneck network behind attention, feed-forward or linear layers reworks their output.
 
-Paper: arXiv 2304.01933 (LLM-Adapters, eq. 3).   Formula: h <- h + s W_up f(W_down h), h the output of the layer.
+Paper: arXiv 2304.01933 (LLM-Adapters).   Formula: h <- h + s W_up f(W_down h), h the output of the layer.
 Takes: a transformer, or linear layers by name.   Gives: two thin matrices a place; with f = identity they merge exactly.
 Choose it when: the layer's output should be reshaped as a whole.   Rather not when: inference may not get slower.
 Relatives: parallel_adapter (reads what the layer reads), lora (no curve, merges).
@@ -24,7 +24,7 @@ from luthier.core import Card, component
 
 CARD = Card(
     name="Series adapter",
-    source="arXiv 2304.01933, eq. 3",
+    source="arXiv 2304.01933",
     papers=(223,),
     cost="two thin layers one after the other at each place, in training and at inference; 2 m d parameters a place",
     limits=(

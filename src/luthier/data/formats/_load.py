@@ -37,7 +37,8 @@ class Fault(NamedTuple):
 class Loaded:
     """Rows in canonical form with all that was decided on the way.
 
-    rows: canonical rows (see `_rows`). kind: what objectives ask for (text, preference, scored, feedback, judged, set, prompts).
+    rows: canonical rows (see `_rows`). kind: what objectives ask for (text, preference, scored, feedback, judged, set, prompts,
+    pairs).
     format: what was recognised. statement: that, in one sentence. path: the source as given. fields: canonical name ->
     column or "{pattern}". columns: all columns seen. faults: records left out, with place and reason (only with
     on_bad="drop"). places: where each row stands. complete: False if a limit cut the reading.
@@ -90,9 +91,10 @@ def load(
     """Read rows from a file, a folder or a hub name.
 
     format: one of messages, sharegpt, prompt/response, alpaca, text (text:paragraphs, text:lines, text:document),
-    preference, scored, feedback, judged, set, prompts; None recognises it. fields: canonical name -> column, or a pattern such as
-    "{premise} {claim}". split: train, test, ... of a folder, a hub name or a JSON file of splits. on_bad: "error" stops
-    at records that do not fit, "drop" leaves them out and counts them. limit: read at most so many records.
+    preference, scored, feedback, judged, set, prompts, query/positive (only when asked for); None recognises it.
+    fields: canonical name -> column, or a pattern such as "{premise} {claim}".
+    split: train, test, ... of a folder, a hub name or a JSON file of splits. on_bad: "error" stops at
+    records that do not fit, "drop" leaves them out and counts them. limit: read at most so many records.
     Raises DataError naming file, place and reason; ConfigError for unknown names of formats or fields.
     """
     if on_bad not in ("error", "drop"):
@@ -309,6 +311,9 @@ def _statement(
         "judgment",
         "tags",
         "answer",
+        "query",
+        "positive",
+        "negative",
     }
     if plan.format == "text":
         canonical = {"text"}

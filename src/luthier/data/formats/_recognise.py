@@ -10,7 +10,7 @@ from luthier.core.errors import ConfigError, DataError, unknown
 
 KIND = {"messages": "text", "sharegpt": "text", "prompt/response": "text", "alpaca": "text", "text": "text",
         "preference": "preference", "scored": "scored", "feedback": "feedback", "judged": "judged", "set": "set",
-        "prompts": "prompts"}  # fmt: skip
+        "prompts": "prompts", "query/positive": "pairs"}  # fmt: skip
 ALIASES = {"chat": "messages", "prompt-response": "prompt/response", "pairs": "prompt/response",
            "instruction": "alpaca", "prompts+answer": "prompts", "plain": "text"}  # fmt: skip
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -29,6 +29,9 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "tags": ("tags", "modes"),
     "answer": ("answer", "ground_truth", "solution", "final_answer", "target", "reference"),
     "system": ("system",),
+    "query": ("query", "anchor", "sentence1", "question", "prompt"),
+    "positive": ("positive", "passage", "sentence2", "answer", "response", "document"),
+    "negative": ("negative", "hard_negative"),
 }
 NEEDS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "preference": (("chosen", "rejected"),),
@@ -42,9 +45,10 @@ NEEDS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "prompt/response": (("prompt", "response"),),
     "text": (("text",),),
     "prompts": (("messages",), ("prompt",)),
+    "query/positive": (("query", "positive"), ("text", "label")),
 }
 OPTIONAL = {"preference": ("prompt", "input"), "scored": ("scores",), "alpaca": ("input",), "messages": ("system",),
-            "sharegpt": ("system",), "prompts": ("answer", "input")}  # fmt: skip
+            "sharegpt": ("system",), "prompts": ("answer", "input"), "query/positive": ("negative",)}  # fmt: skip
 SAID = {
     "messages": "{messages} are the turns of a chat",
     "sharegpt": "the from/value turns of {messages} become user, assistant, tool and system messages",
@@ -55,6 +59,7 @@ SAID = {
     "judged": "{judgment} is said of {response}, the answer to {prompt}",
     "set": "{responses} all answer {prompt}, each behind one of {tags}",
     "feedback": "{label} judges the last answer", "prompts": "{prompt}{input} is completed by the model{answer}",
+    "query/positive": "{belong}",
 }  # fmt: skip
 
 
@@ -79,6 +84,8 @@ class Plan:
         if self.format == "preference":
             words["prompt"] = f" as answer to {c['prompt']}{words['input']}" if "prompt" in c else (
                 " after messages" if "messages" in c else "; the prompt is what both share")  # fmt: skip
+        words["belong"] = (f"{c['query']} and {c['positive']} belong together" if "query" in c else
+                           f"each {c.get('text')} belongs with others of its {c.get('label')}")  # fmt: skip
         words.setdefault("prompt", c.get("messages", "prompt"))
         return SAID[self.format].format(**words)
 

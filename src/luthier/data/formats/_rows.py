@@ -8,6 +8,7 @@ feedback    {"prompt", "response", "label": bool}
 judged      {"prompt", "response", "judgment"}, where the judgment is empty for an answer without fault
 set         {"prompt", "tags": [...], "responses": [...]}
 prompts     {"prompt"} and, where the data has one, "answer"
+pairs       {"query", "positive"} and, where the data has one, "negative"; or {"text", "label"}
 Columns that a format does not use stay under their own names.
 """
 
@@ -326,10 +327,19 @@ def _prompts(v: Row) -> Row:
     return made
 
 
+def _together(v: Row) -> Row:
+    """A query with its positive and perhaps a negative; or a text with its label, to be paired with others of that label."""
+    if "query" in v:
+        return {k: text(v[k], k) for k in ("query", "positive", "negative") if k in v}
+    if not isinstance(v["label"], str | int):
+        raise Unfit(f"label requires text or a whole number; got {v['label']!r:.40}")
+    return {"text": text(v["text"], "text"), "label": v["label"]}
+
+
 BUILDERS: Mapping[str, Callable[[Row], Row]] = {
     "messages": _messages, "sharegpt": _messages, "prompt/response": _pair, "alpaca": _alpaca, "text": _text,
     "preference": _preference, "scored": _scored, "feedback": _feedback, "judged": _judged, "set": _set,
-    "prompts": _prompts,
+    "prompts": _prompts, "query/positive": _together,
 }  # fmt: skip
 
 

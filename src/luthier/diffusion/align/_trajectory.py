@@ -6,7 +6,7 @@ All randomness of a row comes from its own uniform numbers, so that any split of
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ Condition = Mapping[str, Tensor] | None
 class Drawn(Noise):
     """Noise that was drawn before: values (steps, B, ...)."""
 
-    values: Tensor = torch.empty(0)
+    values: Tensor = field(kw_only=True)
 
     def normal(self, shape: Any, step: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """The values of this step."""
@@ -39,7 +39,7 @@ def drawn(uniform: Tensor, steps: int, like: Tensor, role: str) -> Drawn:
     keys = (uniform.double() * 2**32).long().tolist()
     shape = (steps, *like.shape[1:])
     rows = [torch.randn(shape, generator=stream(key, f"diffusion.align.{role}"), dtype=like.dtype) for key in keys]
-    return Drawn(0, tuple(range(len(keys))), role, torch.stack(rows, 1).to(like.device))
+    return Drawn(0, tuple(range(len(keys))), role, values=torch.stack(rows, 1).to(like.device))
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def group_walk(
     values = drawn(uniform, (steps + 1) * samples, noise, "group").values
     values = values.unflatten(0, (steps + 1, samples)).transpose(1, 2).flatten(1, 2)
     held = repeated(condition, samples)
-    source = Drawn(0, tuple(range(values.shape[1])), "group", values[1:])
+    source = Drawn(0, tuple(range(values.shape[1])), "group", values=values[1:])
     return walk(model, sampler, steps, values[0], held, source), held
 
 
@@ -127,7 +127,9 @@ def rewards_of(reward: Any, made: Tensor, rows: Any, samples: int) -> Tensor:
     return reward(made, [row for row in rows for _ in range(samples)]).to(made).view(-1, samples)
 
 
-def weighed(model: Any, sampler: Any, taken: Walk, numbers: Sequence[Tensor], held: Condition) -> Iterator[tuple[Any, ...]]:
+def weighed(
+    model: Any, sampler: Any, taken: Walk, numbers: Sequence[Tensor], held: Condition
+) -> Iterator[tuple[Any, ...]]:
     """For each picked step: (its move, x, t, after, the model's clean estimate), with gradient."""
     for index in numbers:
         x, t, s, after = taken.at(index)

@@ -73,7 +73,9 @@ def pulled(model: Any, x: Tensor, t: Tensor, condition: Condition, v: Tensor) ->
     return to_x0(x, out.detach(), at, kind), by_x * v + slope
 
 
-def adjoints(base: Any, sampler: Any, taken: Walk, end: Tensor, condition: Condition) -> tuple[list[Tensor], list[Tensor]]:
+def adjoints(
+    base: Any, sampler: Any, taken: Walk, end: Tensor, condition: Condition
+) -> tuple[list[Tensor], list[Tensor]]:
     """(a at the end of each step, the base's clean estimate at its start), n tensors (B, ...) each, from a at the walk's end."""
     made: list[Tensor] = []
     estimates: list[Tensor] = []

@@ -83,7 +83,9 @@ class DDPO(Objective):
     def __call__(self, batch: Batch, s: Signals) -> Terms:
         model, uniform = s.handle("policy"), s["uniform"]
         actor = s.handle(self.behaviour)
-        walk, held = group_walk(actor, self.sampler, self.steps, s["noise"], uniform[:, 7], batch.condition(), self.samples)
+        walk, held = group_walk(
+            actor, self.sampler, self.steps, s["noise"], uniform[:, 7], batch.condition(), self.samples
+        )
         reward = rewards_of(s.handle("reward"), walk.sample, batch.meta, self.samples)
         advantage = standing(reward, self.normalise).flatten()
         noisy = noisy_steps(self.sampler, model.path, walk.grid, "ddpo")
@@ -92,6 +94,10 @@ class DDPO(Objective):
         for move, x, t, after, x0 in weighed(model, self.sampler, walk, numbers, held):
             logp = log_prob(move, x, x0, after)
             with torch.no_grad():
-                old = logp if actor is model or self.behaviour == "policy" else log_prob(move, x, clean(actor, x, t, held), after)
+                old = (
+                    logp
+                    if actor is model or self.behaviour == "policy"
+                    else log_prob(move, x, clean(actor, x, t, held), after)
+                )
             total = total + clipped_gain(logp, old.detach(), advantage, self.clip)
         return Terms("ddpo", -(total * noisy / len(numbers)).view(-1, self.samples).mean(1))

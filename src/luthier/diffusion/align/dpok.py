@@ -73,7 +73,9 @@ class DPOK(Objective):
 
     def __call__(self, batch: Batch, s: Signals) -> tuple[Terms, ...]:
         model, reference, uniform = s.handle("policy"), s.handle("reference"), s["uniform"]
-        walk, held = group_walk(model, self.sampler, self.steps, s["noise"], uniform[:, 7], batch.condition(), self.samples)
+        walk, held = group_walk(
+            model, self.sampler, self.steps, s["noise"], uniform[:, 7], batch.condition(), self.samples
+        )
         advantage = surplus(rewards_of(s.handle("reward"), walk.sample, batch.meta, self.samples)).flatten()
         noisy = noisy_steps(self.sampler, model.path, walk.grid, "dpok")
         numbers = picks(uniform[:, 2].repeat_interleave(self.samples), noisy, self.transitions)

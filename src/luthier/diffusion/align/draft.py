@@ -96,9 +96,7 @@ class Draft(Objective):
         start = noise * like(model.path.level(grid[0]).sigma, noise)
         source = drawn(uniform[:, 7], self.steps, noise, "draft")
         chain = truncated(model, since, self.checkpoints)
-        made = sample(
-            chain, self.sampler, start, grid, batch.condition(), source, grad_last=self.last or self.steps
-        )
+        made = sample(chain, self.sampler, start, grid, batch.condition(), source, grad_last=self.last or self.steps)
         value = s.handle("reward")(made, batch.meta)
         if torch.is_grad_enabled() and not value.requires_grad:
             raise Refused(

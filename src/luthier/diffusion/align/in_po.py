@@ -60,7 +60,9 @@ def rungs(uniform: Tensor, steps: int) -> Tensor:
 
 
 @torch.no_grad()
-def inverted(model: Any, x0: Tensor, condition: Condition, count: Tensor, steps: int, eta: float, noise: Tensor | None) -> Tensor:
+def inverted(
+    model: Any, x0: Tensor, condition: Condition, count: Tensor, steps: int, eta: float, noise: Tensor | None
+) -> Tensor:
     """x (B, ...) at the `count`-th (B,) of `steps` equal times, by DDIM steps upwards from clean x0 (B, ...).
 
     eta: noise that is added at each step, as a share of the ancestral step's deviation; noise (steps, B, ...) for eta > 0.

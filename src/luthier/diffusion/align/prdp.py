@@ -78,7 +78,9 @@ class PRDP(Objective):
     def __call__(self, batch: Batch, s: Signals) -> Terms:
         model, reference, uniform = s.handle("policy"), s.handle("reference"), s["uniform"]
         actor = s.handle(self.behaviour)
-        walk, held = group_walk(actor, self.sampler, self.steps, s["noise"], uniform[:, 7], batch.condition(), self.samples)
+        walk, held = group_walk(
+            actor, self.sampler, self.steps, s["noise"], uniform[:, 7], batch.condition(), self.samples
+        )
         reward = rewards_of(s.handle("reward"), walk.sample, batch.meta, self.samples)
         noisy = noisy_steps(self.sampler, model.path, walk.grid, "prdp")
         numbers = picks(uniform[:, 2].repeat_interleave(self.samples), noisy, None)

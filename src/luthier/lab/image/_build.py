@@ -2,10 +2,12 @@
 
 Three parts, each of which goes on from its last checkpoint when a build was cut: the learnt reader, the base (a PixArt
 transformer on 4x4 patches of pixels, told captions by cross-attention), and the digits' base (a class-conditional DiT).
+The base learns in two phases: from mostly whole captions, then from mostly open ones, which leave more to chance.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import sys
@@ -41,8 +43,9 @@ from luthier.lab.language._build import file_hash
 from luthier.models.conditioning import ClassLabels, WordCaptions
 from luthier.models.denoiser import DenoiserModule, load_denoiser
 
-STEPS, DIGIT_STEPS, READER_STEPS = 1400, 600, 2500
-LEFT_OUT, UNTOLD = 0.2, 0.1  # share of captions with each word missing by a half, and of no caption at all
+STEPS, OPEN_STEPS, DIGIT_STEPS, READER_STEPS = 1400, 1200, 600, 2500
+SHARES = {"told": (0.2, 0.1), "open": (0.55, 0.2)}  # of captions with each word missing by a half, and of none at all
+UNTOLD = 0.1  # share of digits without label
 TOLERANCE = 0.05  # of an accuracy, when it is measured again on another machine
 WEIGHTS, WORLD = "transformer/diffusion_pytorch_model.safetensors", "world.json"
 Log = Callable[[str], None]
@@ -55,17 +58,22 @@ def build(out: Path, steps: int = STEPS, log: Log = print) -> dict[str, Any]:
     """
     share, started = steps / STEPS, time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    base, digits = Training(steps=steps), Training(steps=max(1, round(DIGIT_STEPS * share)), patch=2)
+
+    def some(number: int) -> int:
+        return max(1, round(number * share))
+
+    told, free_ = Training(steps=steps), Training(steps=some(OPEN_STEPS), seed=1)
+    digits = Training(steps=some(DIGIT_STEPS), patch=2)
     if not (out / READER).is_file():
-        save_reader(train_reader(max(1, round(READER_STEPS * share)), seed_of(0, "image.reader") % 2**31), out / READER)
+        save_reader(train_reader(some(READER_STEPS), seed_of(0, "image.reader") % 2**31), out / READER)
         log(f"reader {time.monotonic() - started:.0f} s {reader_agreement(out)}")
-    module, seconds = fit(
-        lambda: base_module(base), captioned(), base, out, BASE, log, lambda m: str(attributes(m, "test", 64))
-    )
+    first, one = fit(lambda: base_module(told), captioned("told"), told, out, BASE, log)
+    module, two = fit(lambda: copy.deepcopy(first), captioned("open"), free_, out, "open", log, probe)
     write(module, out / BASE)
-    module, more = fit(lambda: digit_module(digits), labelled(), digits, out, DIGITS, log)
+    module, three = fit(lambda: digit_module(digits), labelled(), digits, out, DIGITS, log)
     write(module, out / DIGITS)
-    return finish(out, {"base": base, "digits": digits}, {"base": round(seconds), "digits": round(more)})
+    recipes = {"told": told, "open": free_, "digits": digits}
+    return finish(out, recipes, {"told": round(one), "open": round(two), "digits": round(three)})
 
 
 def finish(out: Path, recipes: dict[str, Training], seconds: dict[str, int]) -> dict[str, Any]:
@@ -140,9 +148,9 @@ def digit_module(how: Training) -> DenoiserModule:
     return DenoiserModule(network, ClassLabels(CLASSES, unconditional=True))
 
 
-def captioned() -> Callable[[Generator, int], tuple[Tensor, dict[str, Tensor]]]:
-    """Batches of the train split: every jitter, captions with words missing or none at all."""
-    own = keys("train")
+def captioned(phase: str) -> Callable[[Generator, int], tuple[Tensor, dict[str, Tensor]]]:
+    """Batches of the train split: every jitter, captions with words missing or none at all, by the phase."""
+    own, (left_out, untold) = keys("train"), SHARES[phase]
     pixels = to_float(torch.stack([draw(a, j) for a in own for j in range(len(JITTERS))]))
     sizes = torch.tensor([len(values) for values in ATTRIBUTES.values()])
     ids = (indices(own) + 1 + sizes.cumsum(0) - sizes).repeat_interleave(len(JITTERS), 0)
@@ -150,7 +158,7 @@ def captioned() -> Callable[[Generator, int], tuple[Tensor, dict[str, Tensor]]]:
     def batch(g: Generator, n: int) -> tuple[Tensor, dict[str, Tensor]]:
         at, u = torch.randint(len(pixels), (n,), generator=g), torch.rand(n, 1, generator=g)
         missing = torch.rand(n, len(ATTRIBUTES), generator=g) < 0.5
-        told = ids[at].masked_fill((missing & (u < LEFT_OUT + UNTOLD)) | (u < UNTOLD), 0)
+        told = ids[at].masked_fill((missing & (u < left_out + untold)) | (u < untold), 0)
         order = (told == 0).to(torch.uint8).sort(dim=-1, stable=True).indices  # words first, then padding
         return pixels[at], {"ids": told.gather(-1, order)}
 
@@ -190,6 +198,11 @@ def attributes(module: DenoiserModule, split: str, n: int, steps: int = 20, cfg:
     seen = read(images)
     figures = {**seen.accuracy(captions), "rmse": float(seen.rmse.mean())}
     return {name: round(value, 4) for name, value in figures.items()}
+
+
+def probe(module: DenoiserModule) -> str:
+    """A glance at a module in training."""
+    return f"{attributes(module, 'test', 48)} free {free(module, 48)['rmse']}"
 
 
 def free(module: DenoiserModule, n: int) -> dict[str, float]:

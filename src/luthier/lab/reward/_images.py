@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.core.errors import DataError, sentence
 from luthier.core.streams import stream
 from luthier.lab.image import ATTRIBUTES, Reader, World, parse, to_float
 from luthier.lab.image._oracle import distance, log_probability, read
@@ -21,7 +22,10 @@ STEEP = 3.0  # of the quirk's directions, per unit of distance
 
 
 def asked_of(row: Mapping[str, Any]) -> dict[str, str]:
-    """What a row asks for: its `asked`, or what its caption says."""
+    """What a row asks for: its `asked`, or what its caption says. Raises DataError."""
+    if not isinstance(row.get("caption", ""), str) or not row.keys() & {"asked", "caption"}:
+        do = "Take rows of the image world"
+        raise DataError(sentence("a utility of images", "rows with a caption", f"columns {', '.join(row)}", do))
     return dict(row["asked"]) if "asked" in row else parse(row["caption"])
 
 

@@ -1,6 +1,6 @@
 """In-batch contrast that leaves out what a guide model takes for a second positive.
 
-Paper: arXiv 2402.16829, section 3.   Formula: as InfoNCE with queries and positives of the other rows both as candidates;
+Paper: arXiv 2402.16829.   Formula: as InfoNCE with queries and positives of the other rows both as candidates;
 candidate j of row i, from the blocks query-positive, query-query and positive-positive, is dropped where the guide's
 similarity of it exceeds the guide's similarity of the true pair, g_ij > g(q_i, p_i) - margin.
 Takes: query, positive and perhaps negative vectors, and those of the guide for the same rows.   Gives: (B,) values.
@@ -9,7 +9,7 @@ Relatives: info_nce (no guide, one block).
 
 >>> import torch
 >>> q = torch.eye(3); round(gist(q, q, q, q, temperature=1.0)[0].item(), 4)
-1.1496
+1.1654
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ CARD = Card(
     differs=(
         "a text is never its own negative; the authors' code drops it by the guide alone, which keeps it where the guide takes "
         "query and positive for the same text",
-        "each text is a candidate in its own row order; a copy of a row in the same batch is dropped by the guide only",
         "the guide's vectors are computed once before training; the same numbers as in every step",
     ),
     use_when="batches hold texts that mean the same, and an embedder is at hand that sees it",
@@ -100,13 +99,15 @@ class GIST(Objective):
 
     temperature: Annotated[float, Gt(0)] = 0.01
     margin: Annotated[float, Ge(0)] = 0.0
-    strategy: Strategy = "absolute"
+    strategy: Literal["absolute", "relative"] = "absolute"
 
     def __call__(self, batch: Batch, s: Signals) -> Terms:
         query, positive, negative = vectors(s, "gist")
         wanted = ["guide_query", "guide_positive", *(["guide_negative"] if negative is not None else [])]
         if missing := [n for n in wanted if n not in s]:
-            raise Refused(sentence("gist", "a guide model's vector of every text", f"no {missing[0]}", "Add `embedder: minilm`"))
+            raise Refused(
+                sentence("gist", "a guide model's vector of every text", f"no {missing[0]}", "Add `embedder: minilm`")
+            )
         guide = [s[n].to(query) for n in wanted]
         return Terms("gist", gist(query, positive, *guide[:2], negative, *(guide[2:] or [None]),
                                   temperature=self.temperature, margin=self.margin, strategy=self.strategy))  # fmt: skip

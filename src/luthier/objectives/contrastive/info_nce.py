@@ -33,7 +33,9 @@ CARD = Card(
         "all vectors equal: every value is the logarithm of the number of candidates",
         "symmetric: swapping queries and positives changes nothing",
     ),
-    differs=("scores are cosines over a fixed temperature, as sentence encoders are trained; the paper's are bilinear",),
+    differs=(
+        "scores are cosines over a fixed temperature, as sentence encoders are trained; the paper's are bilinear",
+    ),
     use_when="you have pairs of texts that belong together and want vectors that find one by the other",
     avoid_when="batches hold many texts that mean the same",
     relatives=("objectives.contrastive.gist",),

@@ -1,6 +1,6 @@
 """Nested models: train a fixed ladder of (layer, dim) pairs at once, each smaller one aligned with the full model.
 
-Paper: arXiv 2410.13230, section 3.   Formula: L(e_N) + sum over pairs (l, d) of L(e_l[:d]) + w KL(softmax(e_N[:d]) || softmax(e_l[:d])),
+Paper: arXiv 2410.13230.   Formula: L(e_N) + sum over pairs (l, d) of L(e_l[:d]) + w KL(softmax(e_N[:d]) || softmax(e_l[:d])),
 with e_l the pooled vector of layer l and N the last layer; the KL is the mean over all texts of the batch.
 Takes: an inner objective on embeddings, the vectors of all layers.   Gives: its values, summed over the ladder.
 Choose it when: one encoder should also serve as smaller, faster ones.   Rather not when: only the size of vectors matters; then
@@ -77,13 +77,19 @@ class Starbucks(Objective):
     @property
     def needs(self) -> Needs:  # type: ignore[override]
         """Those of the inner objective, and the vectors of all layers."""
-        return replace(self.inner.needs, batch=("pairs",), signals=tuple(sorted({*self.inner.needs.signals, "layer_embedding"})))
+        return replace(
+            self.inner.needs, batch=("pairs",), signals=tuple(sorted({*self.inner.needs.signals, "layer_embedding"}))
+        )
 
     def __call__(self, batch: Batch, s: Signals) -> tuple[Terms, ...]:
         deep = s.tensors("layer_embedding")
         last, width = deep[0].shape[1] - 1, deep[0].shape[2]
         if max(self.layers) > last:
-            raise Refused(sentence("starbucks", f"an encoder of at least {max(self.layers)} layers", f"{last}", "Lower its layers"))
+            raise Refused(
+                sentence(
+                    "starbucks", f"an encoder of at least {max(self.layers)} layers", f"{last}", "Lower its layers"
+                )
+            )
         full = tuple(p[:, last] for p in deep)
         each, pull = [on(self.inner, batch, s, full)], []
         for layer, dim in zip(self.layers, self.dims, strict=True):

@@ -80,7 +80,9 @@ def tune(seed: int, objective: Objective, lr: float, steps: int, rows: Rows, bat
         columns = {**rows(g), "noise": (torch.randn(batch, 2, 1, 1, generator=g),), "uniform": (torch.rand(batch, 8, generator=g),),
                    "progress": (torch.full((batch,), step / steps),)}  # fmt: skip
         inputs = {"condition.none": torch.zeros(batch * len(parts))}
-        terms = as_terms(objective(Batch(kind, inputs, parts, meta=[{}] * batch), Signals(columns, parts, held.__getitem__)))
+        terms = as_terms(
+            objective(Batch(kind, inputs, parts, meta=[{}] * batch), Signals(columns, parts, held.__getitem__))
+        )
         for group in search.param_groups:
             group["lr"] = lr * (1 - step / steps)
         search.zero_grad()

@@ -73,9 +73,10 @@ CLAIM = Claim(
     measure="distinct",
     seeds=tuple(range(10)),
     run=run,
-    budget_s=30,
+    budget_s=100,
     note="Quality is expected reward, variety the expected number of different sequences among ten, each the best that an arm "
     "reaches at 25, 50 and 75 % of the way from the base's reward to the tuned model's. Every arm has 60 settings. Were the "
     "tuned model the exact optimum, warming it would be nearly the best trade there is; one that imitates has forgotten what it "
-    "was not shown. Tokens of this world have no roles: content routers are not tried.",
+    "was not shown. Every token bears on the reward "
+    "here, and tokens have no roles: no part of a text is form alone, and content routers are not tried.",
 )

@@ -94,5 +94,6 @@ CLAIM = Claim(
     run=run,
     budget_s=150,
     note="drift: 1000 x the squared discrepancy of the samples away from the subject from the base, read where a fifth of all samples "
-    "lies within half a unit of the subject, or as many as both arms reach. share: the largest share reached. Beta is chosen on a world that is not reported.",
+    "lies within half a unit of the subject, or as many as both arms reach. share: the largest share reached. Beta is chosen on a "
+    "world that is not reported.",
 )

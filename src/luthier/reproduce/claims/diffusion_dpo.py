@@ -64,7 +64,9 @@ def tuned(arm: str) -> tuple[float, float]:
     world, direction = world_of(TUNING_SEED)
     tilt = world.tilted(direction, STRENGTH).sample(1500, stream(TUNING_SEED, "claim.tilt"))[0]
     far = figures_of(tilt, world, world, direction)["drift"]
-    tried = {(lr, b): figures(arm, TUNING_SEED, lr, b) for lr in RATES for b in (BETAS if arm == "diffusion_dpo" else (1.0,))}
+    tried = {
+        (lr, b): figures(arm, TUNING_SEED, lr, b) for lr in RATES for b in (BETAS if arm == "diffusion_dpo" else (1.0,))
+    }
     near = {k: v for k, v in tried.items() if v["drift"] <= far} or tried
     return max(near, key=lambda k: near[k]["reward"])
 

@@ -38,7 +38,7 @@ class Pair:
         self.worlds = {str(d): self._world(seed, d) for d in DIRECTIONS}
 
     def _world(self, seed: int, directions: int) -> LinearWorld:
-        plain, g = LinearWorld.random(WIDTH, WIDTH, seed + directions), stream(seed, "claim.eva", directions)
+        plain, g = LinearWorld.random(WIDTH, WIDTH, 100 * seed + directions), stream(seed, "claim.eva", directions)
         basis = torch.linalg.qr(torch.randn(WIDTH, directions, generator=g, dtype=torch.float64)).Q
         covariance = basis @ basis.T * (WIDTH / directions) + 0.01 * torch.eye(WIDTH, dtype=torch.float64)
         return LinearWorld(plain.weight, covariance, plain.base, 0.3)
