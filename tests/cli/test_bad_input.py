@@ -135,7 +135,7 @@ FAULTS = {
     "no objective": ({"objective": []}, "objective: requires a component; got []"),
     "nothing that trains": ({"adapt": None}, "adapt: requires a component; got None"),
     "no reward": ({"objective": "grpo"}, "grpo learns from scored samples and requires `reward`"),
-    "a reward that nothing reads": ({"reward": "exact"}, "reward: requires an objective or loop that samples"),
+    "a reward that nothing reads": ({"reward": "exact"}, "reward: requires an objective or loop that asks for one"),
     "a teacher that nothing asks": ({"teacher": "x"}, "teacher: requires an objective that learns from a teacher"),
     "a warm-up that no schedule reads": (
         {"train": {"steps": 3, "warmup": 0.1}, "schedule": {"cosine": {}}},

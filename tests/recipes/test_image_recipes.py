@@ -9,6 +9,7 @@ import torch
 
 from luthier.core.files import read_tensors
 from luthier.models.denoiser import load_denoiser
+from luthier.recipes.images import pictures
 from luthier.recipes.recipe import parse
 from luthier.recipes.run import run
 from tests.recipes.image_parts import ddpm_folder, digits, dit_folder, stable_folder
@@ -65,3 +66,29 @@ def test_a_resumed_run_with_an_average_ends_with_the_same_bytes(tmp_path):
     run(parse(plain), tmp_path / "half", resume=True)
     a, b = (read_tensors(tmp_path / n / "adapter" / "adaptation.safetensors") for n in ("whole", "half"))
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_pairs_of_files_and_bare_prompts_are_read(tmp_path):
+    import json
+
+    import numpy as np
+    from PIL import Image
+
+    model = stable_folder(tmp_path / "model")
+    rows = []
+    for i in range(8):
+        for side in ("a", "b"):
+            Image.fromarray(np.full((16, 16, 3), 20 * i + (side == "b"), np.uint8)).save(tmp_path / f"{side}{i}.png")
+        rows.append({"caption": f"kind {i}", "chosen": f"a{i}.png", "rejected": f"b{i}.png"})
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    plain = recipe(model, tmp_path / "pairs.jsonl", objective="diffusion_dpo")
+    plain["train"] |= {"steps": 2, "batch": 2}
+    plain["data"] |= {"holdout": 2}
+    first = run(parse(plain)).outcome.curves[0]
+    assert first["term/diffusion_dpo"] == pytest.approx(0.6931, abs=1e-3)
+    (tmp_path / "prompts.txt").write_text("kind a\nkind b\nkind c\nkind d\n")
+    source = str(tmp_path / "prompts.txt")
+    made = pictures(parse(recipe(model, tmp_path / "prompts.txt")), source, "train", 0, load_denoiser(str(model)), "image_prompts", 0)
+    assert len(made.rows) == 4
+    assert made.conditions["ids"].shape[0] == 4
+    assert made.images == ()

@@ -21,6 +21,9 @@ WITHOUT = {
     "generator_validator": "a measure; its paper claims something for tuning on consistent answers, which is a recipe",
     "cream_pairs": "one half of cream, whose claim makes its pairs with it",
     "vote_pairs": "one half of scpo, whose claim makes its pairs with it",
+    "reward_guidance": "the sampling half of dco, whose claim is on its loss",
+    "subset_select": "one arm of the claim of nn_repulsion",
+    "tcd": "the sampler of tcd_distillation, whose claim samples with it",
 }
 # Claims of a second or two, which are run here once and again.
 QUICK = ("lora", "qdit")

@@ -103,7 +103,7 @@ def _positions(
         start = max(seen - count, 0)
         return torch.arange(start, start + width, device=device).expand(rows, -1)
     if bool((given[:, 1:] < given[:, :-1]).any()):
-        raise Refused("learnt prompts require one text per row; got packed rows. Set train.packing to false.")
+        raise Refused("learnt prompts require one text per row; got packed rows. Set train.packing to 0.")
     return given.expand(rows, -1)
 
 

@@ -18,7 +18,7 @@ _SAME = {
     "finetuning": "tuning", "fine-tuning": "tuning", "finetune": "tune", "alignment": "preference", "rlhf": "preference",
     "memory": "memory", "forget": "forgetting", "diverse": "diversity", "diversify": "diversity", "variety": "diversity",
     "calibrated": "calibration", "consistent": "consistency", "regularizer": "regularise", "averaging": "average",
-    "merging": "merge", "sampling": "sample", "selection": "select", "selecting": "select",
+    "adaptation": "adapter", "merging": "merge", "sampling": "sample", "selection": "select", "selecting": "select",
 }  # fmt: skip
 
 

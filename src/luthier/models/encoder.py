@@ -35,7 +35,8 @@ class EncoderModule(nn.Module):
     def __init__(self, model: nn.Module, pooling: Pooling = "mean", normalise: bool = False) -> None:
         """model: any model whose output has last_hidden_state (n, T, d) and, when asked, hidden_states."""
         super().__init__()
-        self.model, self.pooling, self.normalise = model, pooling, normalise
+        self.model, self.normalise = model, normalise
+        self.pooling: Pooling = pooling
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, layers: bool = False) -> Tensor:
         """input_ids, attention_mask (n, T) -> (n, d); with `layers` (n, L + 1, d), the input embeddings first, the output last."""

@@ -55,8 +55,8 @@ class Parts:
 class Prepared:
     """A recipe made ready: everything but the training itself.
 
-    kit: what only image models (`recipes.images.Kit`) or encoders (`recipes.embeddings.PairKit`) have.
-    helpers: models that decoding components listen to.
+    kit: what only image models (`recipes.images.Kit`) or encoders (`recipes.embeddings.PairKit`) have. helpers: models that
+    decoding components listen to.
     """
 
     recipe: Recipe

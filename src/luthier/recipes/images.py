@@ -14,7 +14,7 @@ from torch import Tensor
 
 from luthier.core import Guidance, Sampler
 from luthier.core.config import build_component
-from luthier.core.errors import ConfigError, DataError, Refused, sentence, unknown
+from luthier.core.errors import ConfigError, Refused, sentence, unknown
 from luthier.core.protocols import Row
 from luthier.models.denoiser import DenoiserView, LoadedDenoiser, load_denoiser
 from luthier.models.pipelines import pixel_shape
@@ -172,16 +172,25 @@ def as_floats(stored: Tensor) -> Tensor:
 
 
 def _files(recipe: Recipe, source: str, shape: tuple[int, int, int], n: int, kind: str) -> Pictures:
-    from luthier.data.formats._images import load_images
+    """Images of files; of pairs, the columns `chosen` and `rejected` name them; of prompts, rows with captions alone will do."""
+    from luthier.data.formats._images import load_images, load_prompts
 
-    if kind != "image":
-        raise DataError(sentence(f"data {source}", "images with captions or labels for this objective",
-                                 f"an objective that reads {kind}", "Use a lab world, or another objective"))  # fmt: skip
-    found = load_images(source, shape, recipe.data.resize, recipe.data.on_bad, recipe.data.fields)
-    made = Pictures((torch.from_numpy(found.pixels),), ("image",), found.rows, {}, "image", found.statement, found.fingerprint,
-                    source, [f"left out: {f}" for f in found.faults[:5]])  # fmt: skip
+    data = recipe.data
+    if kind == "image_prompts" and Path(source).suffix in (".jsonl", ".csv", ".parquet", ".txt"):
+        rows, told, mark = load_prompts(source, data.fields)
+        made = Pictures((), ("image",), rows, {}, kind, told, mark, source)
+    elif kind == "image_preference":
+        parts = ("chosen", "rejected")
+        sides = [load_images(source, shape, data.resize, "error", {**(data.fields or {}), "image": p}) for p in parts]
+        told, mark = f"{len(sides[0].rows)} pairs of images from {source}", "".join(s.fingerprint for s in sides)
+        made = Pictures(tuple(torch.from_numpy(s.pixels) for s in sides), parts, sides[0].rows, {}, kind, told, mark, source)
+    else:
+        found = load_images(source, shape, data.resize, data.on_bad, data.fields)
+        images = () if kind == "image_prompts" else (torch.from_numpy(found.pixels),)
+        made = Pictures(images, ("image",), found.rows, {}, kind, found.statement, found.fingerprint, source,
+                        [f"left out: {f}" for f in found.faults[:5]])  # fmt: skip
     if n and len(made.rows) > n:
-        made.notes.append(f"the first {n} of {len(made.rows)} images are used")
+        made.notes.append(f"the first {n} of {len(made.rows)} rows are used")
         made.keep(range(n))
     return made
 

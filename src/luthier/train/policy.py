@@ -35,7 +35,7 @@ class Policy:
 
     view: the policy. attached: its adaptation (switching it off gives the reference). teacher: another view, if any.
     forwards: passes made so far by kind ("policy", "reference", "teacher", "count"), for plan and cost. held: reference
-    signals of the current step's batches, so that a second pass over a batch does not compute them again.
+    signals of the current step's batches, kept with the batch itself, so that a second pass does not compute them again.
     """
 
     view: View
@@ -44,7 +44,7 @@ class Policy:
     tokenizer: Any = None
     handles: Mapping[str, Any] = field(default_factory=dict)
     forwards: dict[str, int] = field(default_factory=dict)
-    held: dict[tuple[int, ...], dict[str, tuple[Tensor, ...]]] = field(default_factory=dict, repr=False)
+    held: dict[tuple[int, ...], tuple[Batch, dict[str, tuple[Tensor, ...]]]] = field(default_factory=dict, repr=False)
 
     def count(self, kind: str) -> None:
         """Count one forward pass."""
@@ -109,8 +109,8 @@ class Policy:
         key = (id(batch), *map(hash, wants))
         if key not in self.held:
             self.count("reference")
-            self.held[key] = {f"ref_{k}": v for k, v in self.reference_signals(batch, wants).items()}
-        return self.held[key]
+            self.held[key] = batch, {f"ref_{k}": v for k, v in self.reference_signals(batch, wants).items()}
+        return self.held[key][1]
 
     def reference_signals(self, batch: Batch, wants: Iterable[str]) -> dict[str, tuple[Tensor, ...]]:
         """Signals under the policy as it was before training, without gradient, in evaluation mode."""

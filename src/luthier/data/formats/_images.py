@@ -96,6 +96,28 @@ def load_images(source: str, shape: tuple[int, int, int], resize: Resize = "erro
     return Images(made, rows, told, digest.hexdigest()[:16], faults)
 
 
+def load_prompts(source: str, fields: Mapping[str, str] | None = None) -> tuple[list[dict[str, Any]], str, str]:
+    """(rows with `caption`, how they were read, their fingerprint) of a table, or of a text file with one caption a line.
+
+    Raises DataError naming the first row without a caption.
+    """
+    from luthier.data.formats._files import records
+
+    rows: list[dict[str, Any]] = []
+    for record in records(Path(source).expanduser(), split=None, unit="lines", head=False)[0]:
+        row = {"caption": record.value} if isinstance(record.value, str) else dict(record.value or {})
+        name = (fields or {}).get("caption") or next((c for c in CAPTIONS if c in row), "caption")
+        caption = row.pop(name, None)
+        if record.fault or not isinstance(caption, str) or not caption.strip():
+            came = record.fault or repr(caption)
+            raise DataError(sentence(record.where, "a caption", came, "Correct the row, or name the column with data.fields"))
+        rows.append({**row, "caption": caption.strip()})
+    if not rows:
+        raise DataError(sentence(source, "at least one caption", "none", "Write one a line"))
+    digest = hashlib.sha256(repr([sorted(r.items(), key=str) for r in rows]).encode())
+    return rows, f"{len(rows)} captions of {source}", digest.hexdigest()[:16]
+
+
 def _arrays(path: Path) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Images `x` (N, H, W[, C]) with labels `y` and names `classes`; pickled arrays are refused."""
     if not zipfile.is_zipfile(path):

@@ -43,7 +43,7 @@ from luthier.lab.language._build import file_hash
 from luthier.models.conditioning import ClassLabels, WordCaptions
 from luthier.models.denoiser import DenoiserModule, load_denoiser
 
-STEPS, OPEN_STEPS, DIGIT_STEPS, READER_STEPS = 1400, 1200, 600, 2500
+STEPS, OPEN_STEPS, DIGIT_STEPS, READER_STEPS = 1400, 2000, 600, 2500
 SHARES = {"told": (0.2, 0.1), "open": (0.55, 0.2)}  # of captions with each word missing by a half, and of none at all
 UNTOLD = 0.1  # share of digits without label
 TOLERANCE = 0.05  # of an accuracy, when it is measured again on another machine

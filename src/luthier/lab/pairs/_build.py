@@ -27,7 +27,7 @@ from luthier.lab.image._training import Muon
 from luthier.lab.language._build import _resume, _save, file_hash
 from luthier.lab.pairs._world import ASSETS, END, LENGTH, PAD, SPECIAL, START, World, ids_of
 
-STEPS, EVERY, TOLERANCE = 600, 50, 0.05
+STEPS, EVERY, TOLERANCE = 350, 50, 0.05
 WEIGHTS, WORLD = "model.safetensors", "world.json"
 PARTIAL = 0.3  # share of captions with each word missing by a half
 

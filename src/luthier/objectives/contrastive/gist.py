@@ -108,6 +108,7 @@ class GIST(Objective):
             raise Refused(
                 sentence("gist", "a guide model's vector of every text", f"no {missing[0]}", "Add `embedder: minilm`")
             )
-        guide = [s[n].to(query) for n in wanted]
-        return Terms("gist", gist(query, positive, *guide[:2], negative, *(guide[2:] or [None]),
-                                  temperature=self.temperature, margin=self.margin, strategy=self.strategy))  # fmt: skip
+        guide_query, guide_positive, *more = (s[n].to(query) for n in wanted)
+        values = gist(query, positive, guide_query, guide_positive, negative, more[0] if more else None,
+                      self.temperature, self.margin, self.strategy)  # fmt: skip
+        return Terms("gist", values)

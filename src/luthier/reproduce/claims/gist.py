@@ -30,10 +30,11 @@ def guide_of(data: Pairs, seed: int) -> dict[str, torch.Tensor]:
 
 def masked(data: Pairs, seed: int, margin: float) -> float:
     """Share of same-topic positives of other rows that the guide drops, over one batch."""
-    guide = [v[:BATCH] for v in guide_of(data, seed).values()]
+    guide = guide_of(data, seed)
+    sides = blocks(guide["guide_query"][:BATCH], guide["guide_positive"][:BATCH], None)
     topic = data.topic[torch.arange(BATCH)]
     twin = (topic[:, None] == topic[None]) & ~torch.eye(BATCH, dtype=torch.bool)
-    return float((~kept(blocks(*guide, None), margin)[0])[twin].double().mean()) if bool(twin.any()) else 1.0
+    return float((~kept(sides, margin)[0])[twin].double().mean()) if bool(twin.any()) else 1.0
 
 
 def figures(arm: str, world: str, temperature: float, margin: float, seed: int, split: str) -> float:
