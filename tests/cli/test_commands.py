@@ -501,7 +501,7 @@ def test_reproduce_lists_claims():
 
 
 def test_worlds_that_are_not_there(tmp_path):
-    refused(luthier("lab", "check", "langage"), "unknown world 'langage'; did you mean 'language'?")
+    refused(luthier("lab", "check", "langage"), "unknown world 'langage'; did you mean 'language'")
     refused(luthier("lab", "build", "imgae", "--out", tmp_path / "x"), "unknown world 'imgae'; did you mean 'image'?")
     assert not (tmp_path / "x").exists()
 

@@ -38,8 +38,9 @@ class DenoiserModule(nn.Module):
         self.constant = CONSTANT.get(type(network).__name__, {})
         self.integer_time = False
         for module in network.modules():
+            inner: Any = module
             if type(module).__name__ == "LabelEmbedding":
-                module.dropout_prob = 0.0  # conditions are dropped by the recipe, from its own random stream
+                inner.dropout_prob = 0.0  # conditions are dropped by the recipe, from its own random stream
 
     def encode(self, condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Raw inputs as the network takes them; inputs that are encoded already stay as they are."""
