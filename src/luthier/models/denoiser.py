@@ -17,7 +17,7 @@ from luthier.core.batch import Batch
 from luthier.core.errors import ModelError, sentence
 from luthier.core.moment import at_moment
 from luthier.models.conditioning import ClassLabels, ClipText, Conditioner, load_conditioner
-from luthier.models.loading import DTYPES
+from luthier.models.loading import DTYPES, snapshot
 from luthier.models.pipelines import read_index
 
 CONSTANT: Mapping[str, dict[str, Any]] = {
@@ -36,7 +36,6 @@ class DenoiserModule(nn.Module):
         super().__init__()
         self.network, self.conditioner = network, conditioner or Conditioner()
         self.constant = CONSTANT.get(type(network).__name__, {})
-        self.integer_time = False
         for module in network.modules():
             inner: Any = module
             if type(module).__name__ == "LabelEmbedding":
@@ -50,9 +49,7 @@ class DenoiserModule(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         """x (B, C, H, W), time (B,) in the network's own units -> prediction (B, C, H, W)."""
-        out = self.network(
-            x, timestep=time.round().long() if self.integer_time else time, **self.encode(condition), **self.constant, return_dict=False
-        )[0]
+        out = self.network(x, timestep=time, **self.encode(condition), **self.constant, return_dict=False)[0]
         return out[:, : x.shape[1]]
 
 
@@ -93,7 +90,7 @@ class Runner:
 class DenoiserView:
     """The engine's view of an image model.
 
-    path, kind: how images and noise mix, and what the network predicts. time: from the path's t to the network's units.
+    path, kind: how images and noise mix, and what the network predicts. time: from the path's t to the network's units (the path's own).
     """
 
     def __init__(
@@ -101,7 +98,7 @@ class DenoiserView:
     ) -> None:
         """wrapped: the module as a data-parallel wrapper presents it (the same by default)."""
         self.module, self.path, self.kind = module, path, kind
-        self.time: Time = time or (lambda t: 1000.0 * t)
+        self.time: Time = time or path.network_time
         self.wrapped = wrapped if wrapped is not None else module
 
     def signals(self, batch: Batch, wants: Iterable[str]) -> dict[str, tuple[Tensor, ...]]:
@@ -134,18 +131,6 @@ class LoadedDenoiser:
     folder: Path
     part: str
 
-    @property
-    def kind(self) -> str:
-        """What the network predicts, as its scheduler says."""
-        said = str(self.scheduler.get("prediction_type", "epsilon"))
-        if "FlowMatch" in str(self.scheduler.get("_class_name", "")) or said == "flow_prediction":
-            return "velocity"
-        known = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-        if said not in known:
-            raise ModelError(sentence(f"model {self.folder}", f"a scheduler that predicts one of {', '.join(known)}", said,
-                                      "Change its scheduler_config.json"))  # fmt: skip
-        return known[said]
-
 
 class LatentCodec:
     """Images in [-1, 1] to a VAE's latents and back."""
@@ -171,9 +156,7 @@ class LatentCodec:
 
 def load_denoiser(source: str, dtype: str = "fp32") -> LoadedDenoiser:
     """A pipeline folder of diffusers, or a lab world's. Raises ModelError naming the part that is missing or unfit."""
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        folder = _downloaded(source)
+    folder = snapshot(source)
     index, part = read_index(folder)
     scheduler = {}
     if (folder / "scheduler" / "scheduler_config.json").is_file():
@@ -191,22 +174,6 @@ def load_denoiser(source: str, dtype: str = "fp32") -> LoadedDenoiser:
         folder,
         part,
     )
-
-
-def _downloaded(source: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    if source.startswith((".", "/", "~")):
-        raise ModelError(sentence("model", "an existing folder", f"{source!r}, which does not exist", "Check the path"))
-    try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
-    except Exception as fault:
-        first = str(fault).strip().splitlines()[0].rstrip(".")
-        raise ModelError(
-            sentence(
-                f"model {source!r}", "a model folder or a reachable hub name", first, "Check the name or the network"
-            )
-        ) from fault
 
 
 def _part(folder: Path, part: str, index: Mapping[str, Any], dtype: str) -> nn.Module:

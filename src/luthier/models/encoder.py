@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from luthier.core.batch import Batch
 from luthier.core.errors import ModelError, sentence
-from luthier.models.loading import DTYPES, check_folder, load_tokenizer
+from luthier.models.loading import DTYPES, check_folder, load_tokenizer, snapshot
 
 Pooling = Literal["mean", "cls"]
 SMALL = (".json", ".txt", ".model", ".md")
@@ -117,22 +117,7 @@ def _folder(source: str) -> Path:
         from luthier.models.embedder import minilm_folder
 
         return minilm_folder()
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if source.startswith((".", "/", "~")):
-        raise ModelError(sentence("model", "an existing folder", f"{source!r}, which does not exist", "Check the path"))
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
-    except Exception as fault:
-        first = str(fault).strip().splitlines()[0].rstrip(".")
-        raise ModelError(
-            sentence(
-                f"model {source!r}", "a model folder or a reachable hub name", first, "Check the name or the network"
-            )
-        ) from fault
+    return snapshot(source)
 
 
 def _modules(folder: Path) -> tuple[str, Pooling, bool, int | None]:

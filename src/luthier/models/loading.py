@@ -29,6 +29,21 @@ def check_folder(folder: Path) -> None:
         raise ModelError(sentence(f"model folder {folder}", "weights as *.safetensors", came, do))
 
 
+def snapshot(source: str) -> Path:
+    """The local folder of a model that is given as a folder or a hub name, downloaded if it is not here. Raises ModelError."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if source.startswith((".", "/", "~")):
+        raise ModelError(sentence("model", "an existing folder", f"{source!r}, which does not exist", "Check the path"))
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+    except Exception as fault:  # the hub's client raises many kinds; each means that there is no such folder
+        raise ModelError(_explain(source, fault)) from fault
+
+
 def load_config(source: str) -> Any:
     """The transformers config of a folder or hub name; nothing else is loaded."""
     from transformers import AutoConfig

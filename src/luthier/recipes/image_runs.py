@@ -14,8 +14,8 @@ from torch import Tensor
 
 from luthier.core import MeasureContext, Reading
 from luthier.core.errors import DataError, Refused, sentence
-from luthier.models.denoiser import DenoiserView, load_denoiser
-from luthier.recipes.images import ImageSubject, as_floats, codec_of, drawer, source_of
+from luthier.models.denoiser import load_denoiser
+from luthier.recipes.images import ImageSubject, as_floats, codec_of, drawer, source_of, view_of
 from luthier.recipes.recipe import Data, ImageSampling, Recipe, parse
 
 IMAGE_TAG = "image"
@@ -106,7 +106,6 @@ def subject_at(source: str, sampling: ImageSampling | None, seed: int) -> ImageS
     sampling: None takes the run's own, or the defaults.
     """
     from luthier.core.files import read_json, read_tensors
-    from luthier.diffusion.schedules._scheduler import kind_said, path_of
     from luthier.recipes.build import attach_all, build_adapt
 
     folder = Path(source)
@@ -120,9 +119,8 @@ def subject_at(source: str, sampling: ImageSampling | None, seed: int) -> ImageS
     if is_run:
         attached = attach_all(loaded.module, build_adapt(recipe.adapt), recipe.seed)
         attached.load(read_tensors(folder / "adapter" / "adaptation.safetensors"))
-    path = path_of(loaded.scheduler)
-    view = DenoiserView(loaded.module, path, kind_said(loaded.scheduler), path.network_time)
-    return ImageSubject(view, drawer(recipe, path, loaded.shape, {}), loaded.module.conditioner.tokens, *codec_of(loaded))
+    view = view_of(loaded)
+    return ImageSubject(view, drawer(recipe, view.path, loaded.shape, {}), loaded.module.conditioner.tokens, *codec_of(loaded))
 
 
 def asked(prompts: Sequence[str], subject: ImageSubject) -> list[dict[str, Any]]:

@@ -151,6 +151,13 @@ def source_of(recipe: Recipe) -> str:
     return recipe.model
 
 
+def view_of(loaded: LoadedDenoiser) -> DenoiserView:
+    """The engine's view of a pipeline, with the path and the prediction kind that its scheduler says."""
+    from luthier.diffusion.schedules._scheduler import kind_said, path_of
+
+    return DenoiserView(loaded.module, path_of(loaded.scheduler), kind_said(loaded.scheduler))
+
+
 def pictures(recipe: Recipe, source: str, split: str, n: int, loaded: LoadedDenoiser, kind: str, seed: int) -> Pictures:
     """Images of one source for this model. Raises DataError with every image that cannot be used."""
     conditioner, pixels = loaded.module.conditioner, pixel_shape(loaded.folder)
@@ -206,7 +213,6 @@ class Kit:
 
 def prepare_images(recipe: Recipe, out: Path | None, on_event: Any, accelerator: Any) -> Any:
     """Load, encode, attach: everything up to the first step of an image recipe."""
-    from luthier.diffusion.schedules._scheduler import kind_said, path_of
     from luthier.recipes.build import Prepared, attach_all, build_parts
     from luthier.recipes.rows import Splits
     from luthier.train.loop import Job
@@ -223,11 +229,10 @@ def prepare_images(recipe: Recipe, out: Path | None, on_event: Any, accelerator:
     attached = attach_all(loaded.module, parts.adapt, recipe.seed)
     if accelerator is not None:
         loaded.module.to(accelerator.device)
-    path = path_of(loaded.scheduler)
-    view = DenoiserView(loaded.module, path, kind_said(loaded.scheduler), path.network_time)
+    view = view_of(loaded)
     policy = Policy(view, attached, _teacher(recipe))
     policy.handles = handles_of(recipe, parts, policy, loaded, test)
-    draw = drawer(recipe, path, loaded.shape, {"reference": policy.handle("reference")})
+    draw = drawer(recipe, view.path, loaded.shape, {"reference": policy.handle("reference")})
     subject = ImageSubject(view, draw, loaded.module.conditioner.tokens, *codec_of(loaded), read=_reader(data.test or data.train),
                            off=attached.disabled)  # fmt: skip
     feed = feed_of(recipe, train, loaded, parts.objective)
@@ -279,13 +284,9 @@ def _reader(source: str) -> Any:
 
 def _teacher(recipe: Recipe) -> Any:
     """Another pipeline as the teacher, None without."""
-    from luthier.diffusion.schedules._scheduler import kind_said, path_of
-
     if recipe.teacher is None:
         return None
-    made = load_denoiser(source_of(replace(recipe, model=recipe.teacher)), recipe.dtype)
-    path = path_of(made.scheduler)
-    return DenoiserView(made.module, path, kind_said(made.scheduler), path.network_time)
+    return view_of(load_denoiser(source_of(replace(recipe, model=recipe.teacher)), recipe.dtype))
 
 
 def handles_of(recipe: Recipe, parts: Any, policy: Any, loaded: LoadedDenoiser, test: Pictures) -> dict[str, Any]:
