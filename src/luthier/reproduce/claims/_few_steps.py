@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -53,3 +54,26 @@ def best_rate(figures: Callable[[int, float], Mapping[str, float]], measure: str
     """The learning rate of the lowest figure, on a world that is not reported."""
     torch.manual_seed(0)
     return min(RATES, key=lambda lr: figures(TUNING_SEED, lr)[measure])
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Objectives that train the same teacher's students, each drawn by its own sampler and at its own best rate."""
+
+    arms: Mapping[str, tuple[Any, Any]]
+    steps: int
+    counts: tuple[int, ...]
+    by: str
+    rates: dict[str, float] = field(default_factory=dict)
+
+    def figures(self, arm: str, seed: int, lr: float) -> dict[str, float]:
+        """Distances of the samples of every number of steps."""
+        objective, sampler = self.arms[arm]
+        net = student(seed, objective, lr, self.steps, references=getattr(objective, "references", 0))
+        return distances(net, sampler, self.counts, seed)
+
+    def run(self, seed: int) -> dict[str, dict[str, float]]:
+        """Every arm at the rate of its best figure on a world that is not reported."""
+        for arm in self.arms.keys() - self.rates.keys():
+            self.rates[arm] = best_rate(lambda seed, lr, arm=arm: self.figures(arm, seed, lr), self.by)
+        return {arm: self.figures(arm, seed, self.rates[arm]) for arm in self.arms}

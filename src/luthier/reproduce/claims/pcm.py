@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
-from luthier.core import Objective
 from luthier.diffusion.consistency.consistency_distillation import ConsistencyDistillation
 from luthier.diffusion.consistency.pcm import PCM
 from luthier.diffusion.samplers.consistency import Consistency
 from luthier.diffusion.samplers.euler import Euler
 from luthier.reproduce.claim import Claim
-from luthier.reproduce.claims._few_steps import best_rate, distances, student
+from luthier.reproduce.claims._few_steps import Trial
 
-STEPS, COUNTS = 300, (1, 2, 4)
-ARMS: dict[str, tuple[Objective, Any]] = {
-    "pcm": (PCM(phases=4, steps=20), Euler()),
-    "distillation": (ConsistencyDistillation(steps=20), Consistency()),
-}
-
-
-def figures(arm: str, seed: int, lr: float) -> dict[str, float]:
-    """Distances of 1-, 2- and 4-step samples."""
-    objective, sampler = ARMS[arm]
-    return distances(student(seed, objective, lr, STEPS), sampler, COUNTS, seed)
-
-
-@functools.cache
-def tuned(arm: str) -> float:
-    """The rate with the best 4-step samples."""
-    return best_rate(lambda seed, lr: figures(arm, seed, lr), "mmd_4")
-
-
-def run(seed: int) -> dict[str, dict[str, float]]:
-    """Both arms at their own best rate."""
-    return {arm: figures(arm, seed, tuned(arm)) for arm in ARMS}
-
+TRIAL = Trial(
+    {"pcm": (PCM(phases=4, steps=20), Euler()), "distillation": (ConsistencyDistillation(steps=20), Consistency())},
+    steps=300,
+    counts=(1, 2, 4),
+    by="mmd_4",
+)
 
 CLAIM = Claim(
     component="pcm",
@@ -47,7 +26,7 @@ CLAIM = Claim(
     also=("pcm < distillation : mmd_2", "pcm < distillation : mmd_1"),
     measure="mmd_4",
     seeds=tuple(range(5)),
-    run=run,
+    run=TRIAL.run,
     budget_s=150,
     note="Four phases, as many as the steps of the main figure, without the adversarial loss. The student of plain "
     "distillation is sampled by the multistep consistency sampler, that of pcm by deterministic jumps. Rates of each arm are "

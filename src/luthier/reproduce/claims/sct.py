@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-
 from luthier.diffusion.consistency.sct import SCT
 from luthier.diffusion.samplers.consistency import Consistency
 from luthier.reproduce.claim import Claim
-from luthier.reproduce.claims._few_steps import best_rate, distances, student
+from luthier.reproduce.claims._few_steps import Trial
 
-STEPS, COUNTS = 300, (1, 2)
-ARMS = {"sct": SCT(references=256), "own_noise": SCT(references=0)}
-
-
-def figures(arm: str, seed: int, lr: float) -> dict[str, float]:
-    """Distances of 1- and 2-step samples."""
-    objective = ARMS[arm]
-    return distances(student(seed, objective, lr, STEPS, references=objective.references), Consistency(), COUNTS, seed)
-
-
-@functools.cache
-def tuned(arm: str) -> float:
-    """The rate with the best 1-step samples."""
-    return best_rate(lambda seed, lr: figures(arm, seed, lr), "mmd_1")
-
-
-def run(seed: int) -> dict[str, dict[str, float]]:
-    """Both arms at their own best rate."""
-    return {arm: figures(arm, seed, tuned(arm)) for arm in ARMS}
-
+TRIAL = Trial(
+    {"sct": (SCT(references=256), Consistency()), "own_noise": (SCT(references=0), Consistency())},
+    steps=300,
+    counts=(1, 2),
+    by="mmd_1",
+)
 
 CLAIM = Claim(
     component="sct",
@@ -40,7 +24,7 @@ CLAIM = Claim(
     also=("sct < own_noise : mmd_2",),
     measure="mmd_1",
     seeds=tuple(range(5)),
-    run=run,
+    run=TRIAL.run,
     budget_s=150,
     note="Both arms have the schedule and the level distribution of ECT; they differ in the references alone (256 of 4,000 points "
     "for each step). Rates are chosen on a world that is not reported.",
