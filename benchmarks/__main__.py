@@ -17,7 +17,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 CELLS = ["sft/lab", "dpo/lab", "grpo/lab", "sft/30m", "dpo/30m", "grpo/30m", "sft/120m", "dpo/120m", "sft/vocab128k",
-         "generate/lab", "startup"]  # fmt: skip
+         "generate/lab", "denoise/unet", "denoise/dit", "startup"]  # fmt: skip
 
 
 def one_side(name: str, side: str, adapt: str) -> dict[str, float]:
@@ -27,16 +27,24 @@ def one_side(name: str, side: str, adapt: str) -> dict[str, float]:
         from benchmarks.rollouts import seconds as rollout_seconds
 
         return rollout_seconds(side)
+    began = time.perf_counter()
+    steps = _steps(kind, size, side, adapt)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"step": statistics.median(steps), "peak_mib": peak, "whole": time.perf_counter() - began}
+
+
+def _steps(kind: str, size: str, side: str, adapt: str) -> list[float]:
+    if kind == "denoise":
+        from benchmarks import images
+
+        return images.ours(size) if side == "ours" else images.peer(size)
     from benchmarks.work import Cell
 
     if side == "ours":
         from benchmarks.ours import seconds
     else:
         from benchmarks.trl_side import seconds
-    began = time.perf_counter()
-    steps = seconds(Cell(kind, size), adapt)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"step": statistics.median(steps), "peak_mib": peak, "whole": time.perf_counter() - began}
+    return seconds(Cell(kind, size), adapt)
 
 
 def fresh(name: str, side: str, adapt: str) -> dict[str, float]:

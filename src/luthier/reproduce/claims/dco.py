@@ -60,7 +60,8 @@ def drift_at(points: tuple[tuple[float, float], ...], share: float) -> float:
     last = (0.0, 0.0)
     for now in points:
         if now[0] >= share:
-            return last[1] + (share - last[0]) / (now[0] - last[0]) * (now[1] - last[1])
+            part = (share - last[0]) / (now[0] - last[0]) if now[0] > last[0] else 0.0
+            return last[1] + part * (now[1] - last[1])
         last = now
     return last[1]
 

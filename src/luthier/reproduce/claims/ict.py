@@ -15,9 +15,10 @@ from luthier.diffusion.consistency.ict import ICT, karras_levels
 from luthier.diffusion.samplers.consistency import Consistency
 from luthier.diffusion.schedules._path import mix
 from luthier.diffusion.schedules.ve import VE
+from luthier.lab.micro.mixture import mmd_to
 from luthier.reproduce.claim import Claim
-from luthier.reproduce.claims._denoiser import Net, Trainer
-from luthier.reproduce.claims._few_steps import best_rate, distances, world
+from luthier.reproduce.claims._denoiser import Net, Trainer, points
+from luthier.reproduce.claims._few_steps import best_rate, world
 
 STEPS, COUNTS, PATH = 600, (1, 2), VE()
 
@@ -45,9 +46,11 @@ ARMS: dict[str, Any] = {"ict": ICT(first=10, last=160), "ct": First()}
 
 
 def figures(arm: str, seed: int, lr: float) -> dict[str, float]:
-    """Distances of 1- and 2-step samples of a network trained from nothing."""
-    trainer = Trainer(Net(PATH, "v", seed), world(seed)[1], seed)
-    return distances(trainer.run(ARMS[arm], STEPS, lr, 0.95), Consistency(), COUNTS, seed)
+    """Distances of 1- and 2-step samples of a network trained from nothing, on points of standard deviation 0.5."""
+    truth, data = world(seed)
+    unit = 0.5 / float(data.std())
+    net = Trainer(Net(PATH, "v", seed), data * unit, seed).run(ARMS[arm], STEPS, lr, 0.95)
+    return {f"mmd_{n}": 1000 * mmd_to(points(net, Consistency(), n, seed) / unit, truth) for n in COUNTS}
 
 
 @functools.cache
@@ -74,5 +77,8 @@ CLAIM = Claim(
     run=run,
     budget_s=150,
     note="The first recipe: squared distance, averaged target, 18 even levels, weight 1. Levels of ict double from 10 to 160 in the "
-    "600 steps. Both networks predict v on the ve path. Rates are chosen on a world that is not reported.",
+    "600 steps. Both networks predict v on the ve path, on points scaled to the standard deviation 0.5 that the levels assume. Rates are "
+    "chosen on a world that is not reported. The normal law of log s gives pairs above s = 10 five percent of the draws, and "
+    "their weight is the smallest: 600 steps of 128 points do not carry what is learned at low noise up to s = 80, where one-step "
+    "samples begin, and they collapse towards the origin. With mean = 1 or sixteen times the steps they were much nearer.",
 )

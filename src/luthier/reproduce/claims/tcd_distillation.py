@@ -29,7 +29,7 @@ CLAIM = Claim(
     expect="tcd < distillation : mmd_4",
     also=("tcd < distillation : mmd_2", "tcd < distillation : mmd_8"),
     measure="mmd_4",
-    seeds=tuple(range(5)),
+    seeds=tuple(range(10)),
     run=TRIAL.run,
     budget_s=150,
     note="gamma = 0.3 as in the authors' examples. Rates of each arm are chosen by the main figure on a world that is not "
