@@ -14,7 +14,7 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.base
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,select,peers,docs,minilm]"
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,select,peers,docs,minilm,ray]"
 	touch $@
 
 demo: $(VENV)/.base   ## compare three recipes on the lab's language world and write report.html

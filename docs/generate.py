@@ -1,4 +1,4 @@
-"""Write the pages that say what stands in the code: one for each technique, their table, and the index of papers.
+"""Write the pages that say what stands in the code: one for each technique, their tables, what fits what, the index of papers.
 
     python docs/generate.py [FOLDER]
 
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import io
 import re
 import shutil
 import sys
+import tokenize
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     from luthier.core.registry import Entry
 
 DOCS = Path(__file__).resolve().parent
-PAGES = ("index.md", "recipes.md", "data.md", "image_models.md", "compare.md", "reproduce.md", "worlds.md", "architecture.md",
-         "pains.md", "trust.md")  # fmt: skip
+PAGES = ("index.md", "recipes.md", "composition.md", "data.md", "image_models.md", "compare.md", "reproduce.md", "worlds.md",
+         "architecture.md", "pains.md", "trust.md")  # fmt: skip
 ROOMS = {
     "adapt": "What trains", "objectives": "Losses", "regularise": "Regularisers", "optim": "Optimisers, gradient transforms, "
     "schedules", "edit": "Local edits", "data": "Choosing rows", "reward": "Rewards", "merge": "Merges",
@@ -36,9 +38,18 @@ PYTHON_EXAMPLES = {"phrases": '("the formula",)', "sites": '"*.3.mlp.down_proj"'
 SAMPLING = {"samplers": "sampler", "guidance": "guides"}
 """Groups of the diffusion room that the `sampling:` section of a recipe names."""
 LABELS = ("Paper", "Source", "Formula", "Takes", "Gives", "Choose it when", "Rather not when", "Relatives")
-EXAMPLES = {"keep": "100", "inner": "nll", "rewards": "[exact, format]", "reward": "exact", "builder": "divpo",
-            "phrases": "[\"the formula\"]", "sites": "\"*.3.mlp.down_proj\""}
+EXAMPLES = {
+    "keep": "100",
+    "inner": "nll",
+    "rewards": "[exact, format]",
+    "reward": "exact",
+    "builder": "divpo",
+    "phrases": '["the formula"]',
+    "sites": '"*.3.mlp.down_proj"',
+}
 """Values for parameters without a default, as a recipe writes them."""
+ADAPTED = {("factor_pair",): "lora"}
+"""The usual adaptation with the tags that a regulariser asks for."""
 READERS = {"divpo": "dpo", "vote_pairs": "scpo", "cream_pairs": "cream", "iterated_pairs": "dpo"}
 """The loss that reads the pairs of a builder or loop."""
 
@@ -123,7 +134,9 @@ def claim_text(entry: Entry) -> tuple[Path, Mapping[str, Any] | None, Mapping[st
 # ------------------------------------------------------------- one technique
 def from_python(entry: Entry) -> bool:
     """Whether a technique is used from Python only: recipes have no slot for it."""
-    return entry.room in PYTHON_ONLY or entry.id.startswith(("merge.search.", "diffusion.schedules.", "data.synthesise."))
+    return entry.room in PYTHON_ONLY or entry.id.startswith(
+        ("merge.search.", "diffusion.schedules.", "data.synthesise.")
+    )
 
 
 def spec(entry: Entry) -> str:
@@ -137,7 +150,10 @@ def slot(entry: Entry) -> tuple[str, str]:
     """(key of a recipe, what to write there)."""
     group = entry.id.split(".")[1]
     if entry.room == "diffusion" and group in SAMPLING:
-        return "sampling", f"{{{SAMPLING[group]}: {spec(entry)}}}" if group == "samplers" else f"{{guides: [{spec(entry)}]}}"
+        return (
+            "sampling",
+            f"{{{SAMPLING[group]}: {spec(entry)}}}" if group == "samplers" else f"{{guides: [{spec(entry)}]}}",
+        )
     if entry.room == "diffusion":
         return "objective", spec(entry)
     if entry.room == "optim":
@@ -173,9 +189,11 @@ def recipe(entry: Entry) -> str:
         lines[1] = "data: {train: FILE, retain: FILE}"
     if "ema" in entry.card.needs.handles:
         lines.append("regularise: [ema]")
+    if entry.card.needs.adapt:
+        lines.append(f"adapt: {ADAPTED[entry.card.needs.adapt]}")
     if entry.short in READERS:
         lines.insert(2, f"objective: {READERS[entry.short]}")
-    if key == "loop" or needs == ("group",):
+    if (key == "loop" and "reward" in entry.card.needs.handles) or needs == ("group",):
         lines.append("reward: exact")
     if "teacher" in entry.card.needs.handles:
         lines.append("teacher: MODEL")
@@ -194,7 +212,9 @@ def usage(entry: Entry) -> str:
         kind = "a merge recipe, for `luthier merge`" if entry.room == "merge" else "a recipe"
         return f"In {kind}:\n\n```yaml\n{recipe(entry)}```\n\nFrom Python: `from luthier.{entry.id} import {name}`."
     if entry.room == "decode":
-        more = (f"from luthier.models.generation import Sampling\n\nsampling = Sampling(max_new=64, decode=({name}(),))\n")
+        more = (
+            f"from luthier.models.generation import Sampling\n\nsampling = Sampling(max_new=64, decode=({name}(),))\n"
+        )
         told = "Recipes have no slot for decoding yet; hand it to `luthier.models.generation.generate` by `Sampling`."
     elif entry.room == "merge":
         more = f"\nsearch = {name}()\n"
@@ -211,7 +231,9 @@ def verdict_lines(entry: Entry) -> str:
     """What became of the technique's claim, with numbers."""
     path, found, now = claim_text(entry)
     if found is None:
-        return "A claim is written, but no run of it is recorded." if path.is_file() else "No claim is written for it yet."
+        return (
+            "A claim is written, but no run of it is recorded." if path.is_file() else "No claim is written for it yet."
+        )
     result, lines = found["result"], [f"> {plain(found['says'])}", ""]
     lines += [f"World: {plain(found['world'])}. {len(found['seeds'])} seeds.", ""]
     rows = [[f"**{j['verdict']}**" if j is result else j["verdict"], code(j["expect"]), plain(j["measure"]),
@@ -224,7 +246,9 @@ def verdict_lines(entry: Entry) -> str:
     if changed:
         lines += [f"!!! note\n    The file of the {' and the '.join(changed)} has changed since this was recorded.", ""]
     versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items() if k in ("luthier", "torch", "transformers"))
-    return "\n".join([*lines, f"Run in {found['seconds']} s with {versions}. Again: `luthier reproduce {found['claim']}`."])
+    return "\n".join(
+        [*lines, f"Run in {found['seconds']} s with {versions}. Again: `luthier reproduce {found['claim']}`."]
+    )
 
 
 def relative_link(entry: Entry, other: str, known: Mapping[str, Entry]) -> str:
@@ -239,7 +263,10 @@ def relative_link(entry: Entry, other: str, known: Mapping[str, Entry]) -> str:
 def parameter_section(entry: Entry) -> str:
     """The class docstring and the table of parameters."""
     _, told = component_class(entry.path)
-    rows = [[code(p.name), code(p.annotation), code(p.default) if p.default is not None else "required"] for p in entry.parameters]
+    rows = [
+        [code(p.name), code(p.annotation), code(p.default) if p.default is not None else "required"]
+        for p in entry.parameters
+    ]
     shown = "\n\n".join(plain(" ".join(p.split())) for p in re.split(r"\n\s*\n", told) if p.strip())
     return f"{shown}\n\n{table(('parameter', 'type', 'default'), rows)}" if rows else shown
 
@@ -247,7 +274,8 @@ def parameter_section(entry: Entry) -> str:
 def card_section(entry: Entry, known: Mapping[str, Entry]) -> str:
     """Needs, cost, limits, differences, relatives."""
     card = entry.card
-    asked = (("data", card.needs.batch), ("signals", card.needs.signals), ("handles", card.needs.handles))
+    asked = (("data", card.needs.batch), ("signals", card.needs.signals), ("handles", card.needs.handles),
+             ("an adaptation with the tag", card.needs.adapt))  # fmt: skip
     needs = [f"{word}: {', '.join(map(code, items))}" for word, items in asked if items]
     out = ["## When", "", f"Use it when {plain(card.use_when)}."]
     out += [f"\nRather not when {plain(card.avoid_when)}."] if card.avoid_when else []
@@ -263,7 +291,9 @@ def card_section(entry: Entry, known: Mapping[str, Entry]) -> str:
 def facts(entry: Entry, papers: Mapping[int, Paper]) -> str:
     """Room, id, source and papers of a technique, as a list."""
     card = entry.card
-    out = [f"id `{entry.id}`, in recipes `{entry.short}`; room [{ROOMS.get(entry.room, entry.room).lower()}](../index.md)"]
+    out = [
+        f"id `{entry.id}`, in recipes `{entry.short}`; room [{ROOMS.get(entry.room, entry.room).lower()}](../index.md)"
+    ]
     if not re.search(r"(?:Paper|Source):", docstring(entry.path)):
         out.append(f"source: {linked(card.source)}")
     for number in card.papers:
@@ -282,9 +312,27 @@ def technique_page(entry: Entry, known: Mapping[str, Entry], papers: Mapping[int
     out = [f"# {plain(entry.card.name)}", "", f"{plain(entry.summary)}.", "", facts(entry, papers), "", *_lines(shown)]
     if free:
         out += [free if "\n|" in free else plain(free), ""]
-    out += ["## Use", "", usage(entry), "", "## Parameters", "", parameter_section(entry), "", card_section(entry, known), ""]
+    out += [
+        "## Use",
+        "",
+        usage(entry),
+        "",
+        "## Parameters",
+        "",
+        parameter_section(entry),
+        "",
+        card_section(entry, known),
+        "",
+    ]
     if example:
-        out += ["## Example", "", "It runs as a test, in the module's own namespace.", "", f"```pycon\n{example}\n```", ""]
+        out += [
+            "## Example",
+            "",
+            "It runs as a test, in the module's own namespace.",
+            "",
+            f"```pycon\n{example}\n```",
+            "",
+        ]
     out += ["## Claim", "", verdict_lines(entry), "", "## Files", "", bullets([code(f) for f in files_of(entry)]), ""]
     return "\n".join(out)
 
@@ -320,7 +368,12 @@ def index_page(known: Mapping[str, Entry]) -> str:
                  ", ".join(e.card.tags).replace("_", " "), verdict_of(e) or ""] for e in entries]  # fmt: skip
         head = ("name", "what it does", "papers", "data", "signals and handles", "contract", "claim")
         used = [i for i in range(len(head)) if any(row[i] for row in rows)]
-        out += [f"## {ROOMS.get(room, room)} ({room})", "", table([head[i] for i in used], [[r[i] for i in used] for r in rows]), ""]
+        out += [
+            f"## {ROOMS.get(room, room)} ({room})",
+            "",
+            table([head[i] for i in used], [[r[i] for i in used] for r in rows]),
+            "",
+        ]
     return "\n".join(out)
 
 
@@ -352,7 +405,12 @@ def trust_page() -> str:
     import json
 
     kept = DOCS / "trust.json"
-    out = ["# Trust", "", "Read from the results of tests and benchmarks; `make soak` and `make bench` make them anew.", ""]
+    out = [
+        "# Trust",
+        "",
+        "Read from the results of tests and benchmarks; `make soak` and `make bench` make them anew.",
+        "",
+    ]
     if kept.is_file():
         found = json.loads(kept.read_text(encoding="utf-8"))
         which = "all tests, the long forms included" if found["slow"] else "the quick tests"
@@ -371,6 +429,133 @@ def trust_page() -> str:
     return "\n".join(out)
 
 
+# ------------------------------------------------------------- composition
+def linked_names(members: Sequence[Entry]) -> str:
+    """Techniques as links to their pages, from a page at the top."""
+    return ", ".join(f"[{e.short}](techniques/{e.room}/{e.short}.md)" for e in members)
+
+
+def matrix(rows: Sequence[Entry], columns: Sequence[Entry], why: Callable[[Entry, Entry], Sequence[str]],
+           notes: dict[str, list[str]]) -> str:  # fmt: skip
+    """A table of who fits whom: columns with one verdict on all rows stand together, a refusal is the number of its reason.
+
+    why: the sentences of refusal of a row and a column. notes: reasons in the order of their numbers, with who asks; grows.
+    """
+    groups: dict[tuple[str, ...], list[Entry]] = defaultdict(list)
+    for column in columns:
+        verdict = []
+        for row in rows:
+            told = [t.partition("; got ")[0].partition(" requires ") for t in why(row, column)]
+            for who, _, reason in told[:1]:
+                notes.setdefault(reason, [])
+                notes[reason] += [who] if who not in notes[reason] else []
+            verdict.append(f"no {list(notes).index(told[0][2]) + 1}" if told else "yes")
+        groups[tuple(verdict)].append(column)
+    heads, legend = [], []
+    for letter, members in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", groups.values(), strict=False):
+        heads.append(linked_names(members) if len(members) == 1 else letter)
+        legend += [f"{letter}: {linked_names(members)}"] if len(members) > 1 else []
+    body = [[linked_names([row]), *(verdict[i] for verdict in groups)] for i, row in enumerate(rows)]
+    return f"{table(('', *heads), body)}\n\n{bullets(legend)}\n"
+
+
+def composition_page() -> str:
+    """Which techniques train together, by the function that `check` asks too."""
+    from luthier.recipes.composition import refusals, techniques
+
+    adapt, objectives, hooks = (techniques(slot) for slot in ("adapt", "objective", "regularise"))
+    notes: dict[str, list[str]] = {}
+    parts = [("Adaptations and objectives", matrix(adapt, objectives, lambda a, o: refusals([a], [o]), notes)),
+             ("Adaptations and regularisers", matrix(adapt, hooks, lambda a, h: refusals([a], [], [h]), notes)),
+             ("Objectives and regularisers", matrix(objectives, hooks, lambda o, h: refusals([], [o], [h]), notes))]  # fmt: skip
+    out = ["# Compositions", "", f"Any of {len(adapt)} adaptations trains with any of {len(objectives)} objectives and with any of "
+           f"{len(hooks)} regularisers and gradient transforms, except where a card asks for something that the other does not "
+           "have. `luthier check` refuses these before any weight is loaded, with a sentence that says what to do; it asks the same "
+           "function as this page (`luthier.recipes.composition.refusals`).", "",
+           "Compositions of language models and of text encoders that say yes are run by tests on tiny models: three steps, a "
+           "resumed run with the same bits, a merged model equal to the adapted one; all pairs and a sample of triples by `make "
+           "soak`, fewer each time. Those of image models are decided from cards alone. Cards know neither your data nor your "
+           "model: parallel_adapter, for one, needs sublayers with a module of their own, and says so before training where there "
+           "are none. A wrapper such as mask reads what the objective in it reads.", ""]  # fmt: skip
+    for title, text in parts:
+        out += [f"## {title}", "", text]
+    reasons = [
+        f"{i}. {plain(', '.join(who))}: requires {plain(reason)}." for i, (reason, who) in enumerate(notes.items(), 1)
+    ]
+    unmerged = [a for a in adapt if "exact_merge" not in a.card.tags]
+    return "\n".join([*out, "## Reasons", "", *reasons, "", "## Merging", "", "Trained weights fold exactly into the base, whatever "
+                      f"they were trained with, except for {linked_names(unmerged)}, whose pages say when and why not.", ""])  # fmt: skip
+
+
+# -------------------------------------------------------------- mechanisms
+MARKS = ("<!-- mechanisms: written by docs/generate.py -->", "<!-- end of mechanisms -->")
+
+
+def own_lines(path: Path) -> int:
+    """Lines of code in a module: no blank lines, comments, docstrings, nor the card.
+
+    >>> import tempfile; text = '"Doc."\\n\\nimport os  # a\\n# b\\nCARD = Card(\\n    name="x",\\n)\\nX = (\\n    1)\\n'
+    >>> file = tempfile.NamedTemporaryFile("w+"); _ = file.write(text), file.flush()
+    >>> own_lines(Path(file.name)); file.close()
+    3
+    """
+    text = path.read_text(encoding="utf-8")
+    quiet = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    found = tokenize.generate_tokens(io.StringIO(text).readline)
+    lines = {n for t in found if t.type not in quiet for n in range(t.start[0], t.end[0] + 1)}
+    for node in ast.walk(ast.parse(text)):
+        told = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        card = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CARD"
+        if told or card:
+            lines -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return len(lines)
+
+
+def shared_files(members: Sequence[Entry]) -> list[Path]:
+    """Underscore files that members import."""
+    from luthier.core.registry import PACKAGE
+
+    found: set[Path] = set()
+    for entry in members:
+        for node in ast.walk(ast.parse(entry.path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.rpartition(".")[2].startswith("_"):
+                found.add(PACKAGE.parent / f"{node.module.replace('.', '/')}.py")
+    return sorted(p for p in found if p.is_file())
+
+
+def mechanisms() -> str:
+    """The table of mechanisms: members with their own lines, and the files they share."""
+    from luthier.core.registry import PACKAGE, entries
+
+    groups: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries().values():
+        groups[entry.card.mechanism].append(entry)
+    alone = groups.pop("", [])
+    rows, single = [], []
+    for name in sorted(groups, key=str.lower):
+        members = sorted(groups[name], key=lambda e: e.short)
+        told = ", ".join(f"{e.short} ({own_lines(e.path)})" for e in members)
+        if len(members) == 1:
+            single.append(f"{plain(name)}: {told}")
+            continue
+        shared = ", ".join(f"`{p.relative_to(PACKAGE).as_posix()}` ({own_lines(p)})" for p in shared_files(members))
+        rows.append([plain(name), told, shared])
+    counted = ("Own lines are lines of code: without blank lines, comments, docstrings and the card; imports, parameters and checks of "
+               "them count. Shared files are the underscore files that members import.")  # fmt: skip
+    rest = f"{len(alone)} more components name no mechanism."
+    return "\n\n".join([counted, table(("mechanism", "members (own lines)", "shared files (lines)"), rows),
+                        f"With one member so far: {'; '.join(single)}. {rest}"])  # fmt: skip
+
+
+def with_mechanisms(text: str) -> str:
+    """A page with the table of mechanisms between its marks made anew. Raises ValueError for a page without both marks."""
+    before, start, rest = text.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not (start and end):
+        raise ValueError(f"architecture.md requires the marks {MARKS[0]} and {MARKS[1]}; put them back.")
+    return f"{before}{MARKS[0]}\n{mechanisms()}\n{MARKS[1]}{after}"
+
+
 def pages() -> dict[str, str]:
     """All generated pages by path below the docs folder. Raises ValueError where two techniques would share a page."""
     from luthier.catalogue.index import papers, serving
@@ -378,7 +563,7 @@ def pages() -> dict[str, str]:
 
     known, index = entries(), papers()
     out = {"techniques/index.md": index_page(known), "papers.md": papers_page(index, serving()),
-           "trust.md": trust_page()}  # fmt: skip
+           "trust.md": trust_page(), "composition.md": composition_page()}  # fmt: skip
     for entry in known.values():
         path = f"techniques/{entry.room}/{entry.short}.md"
         if path in out:
@@ -394,6 +579,9 @@ def write(folder: Path) -> int:
     for path, text in made.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text, encoding="utf-8")
+    told = folder / "architecture.md"
+    if told.is_file():
+        told.write_text(with_mechanisms(told.read_text(encoding="utf-8")), encoding="utf-8")
     return len(made)
 
 

@@ -96,6 +96,13 @@ def test_a_weight_in_codes_is_refused_where_it_cannot_be_decoded():
         attach(model, LoRA(), "1")
 
 
+def test_packed_codes_have_the_shape_of_the_layer():
+    """4-bit layers store two codes a byte in one column; choices of rows and columns need the matrix."""
+    model = embedding()
+    model[1].weight = nn.Parameter(torch.zeros(60, 1, dtype=torch.uint8), requires_grad=False)
+    assert {s.name: s.shape for s in find_sites(model)}["1"] == (10, 12)
+
+
 def test_dropout_acts_in_training_only_and_is_refused_where_it_cannot_act():
     model = llama()
     handle = attach(model, LoRA(rank=2, dropout=0.5))

@@ -181,7 +181,9 @@ def test_help_methods_and_check_load_nothing_heavy(tmp_path):
         ["check", str(recipe)],
         ["reproduce", "--list"],
     ):
-        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=env, cwd=tmp_path)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], capture_output=True, text=True, env=env, cwd=tmp_path
+        )
         assert done.returncode == 0, done.stderr
 
 
@@ -233,6 +235,19 @@ def test_plan(place, tmp_path):
     assert not found["logits"]
     none = json.loads(luthier("plan", recipe, "--json", "--set", "train.steps=0").out)
     assert none["steps"] == 0
+    assert found["time"] is None
+
+
+def test_a_timed_plan_says_how_long_the_run_takes(place, tmp_path):
+    recipe = write_recipe(tmp_path / "r.yaml", plain(place))
+    told = luthier("plan", recipe, "--time").out
+    assert re.search(
+        r"about [\d.]+ m?s of training: 3 steps of [\d.]+ m?s \(.* over 2 steps, measured on this machine\)", told
+    )
+    time = json.loads(luthier("plan", recipe, "--time", "--json").out)["time"]
+    assert time["training"] == pytest.approx(3 * time["step"])
+    assert "there is no step to time" in luthier("plan", recipe, "--time", "--set", "train.steps=0").out
+    assert not (tmp_path / "runs").exists()
 
 
 # ------------------------------------------------------------------------------------------- run and its results

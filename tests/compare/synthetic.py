@@ -184,3 +184,20 @@ def leaves_a_mark(arm: str, recipe: Any, seed: int) -> RunResult:
 def normal_cdf(x: float) -> float:
     """Standard normal distribution function."""
     return 0.5 * (1 + math.erf(x / math.sqrt(2)))
+
+
+def dies_once(arm: str, recipe: Any, seed: int) -> RunResult:
+    """The first process that has arm "b" at seed 1 is killed; `recipe` is a folder for its mark."""
+    mark = Path(recipe) / f"{arm}.{seed}.{os.getpid()}"
+    if (arm, seed) == ("b", 1) and not list(Path(recipe).glob("b.1.*")):
+        mark.touch()
+        os.kill(os.getpid(), 9)
+    mark.touch()
+    return slow(arm, recipe, seed)
+
+
+def always_dies(arm: str, recipe: Any, seed: int) -> RunResult:
+    """Every process that has arm "b" is killed."""
+    if arm == "b":
+        os.kill(os.getpid(), 9)
+    return quick(arm, recipe, seed)

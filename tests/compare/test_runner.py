@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier.compare import runner
+from luthier.compare import _workers
 from luthier.compare.results import read_results, run_path
 from luthier.compare.runner import Event, duration, run_all
 from luthier.core.errors import ConfigError, OutputError
@@ -72,7 +72,7 @@ def test_a_killed_worker_costs_its_own_run_only(tmp_path: Path):
 
 
 def test_processes_share_the_cores_and_this_one_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(runner, "cores", lambda: 6)
+    monkeypatch.setattr(_workers, "cores", lambda: 6)
     before = dict(os.environ)
     outcome = run_all(ARMS, range(2), counts_threads, tmp_path, processes=2)
     assert dict(os.environ) == before

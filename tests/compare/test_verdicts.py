@@ -147,6 +147,34 @@ def test_all_pairs_and_the_family_they_are_corrected_for():
         Design(alpha=0.0)
 
 
+def test_readings_named_first_have_half_of_the_chance_of_error_to_themselves():
+    names = [f"x{i}" for i in range(40)]
+    runs = [flat(a, s, dict.fromkeys(names, s + (a == "b") * (0.3 + 0.05 * s) + 0.0)) for a in "ab" for s in range(5)]
+    plain, first = (
+        {d.reading.name: d for d in differences(runs, "ab", range(5), Design(first=f))[0]} for f in ((), ("x3",))
+    )
+    raw = plain["x3"].p
+    assert raw is not None
+    assert plain["x3"].p_corrected == pytest.approx(min(1.0, 40 * raw))
+    assert first["x3"].p_corrected == pytest.approx(min(1.0, 2 * raw))
+    assert first["x4"].p_corrected == pytest.approx(min(1.0, 2 * 39 * raw))
+    assert all(d.p_corrected is not None and (d.verdict == "better") == (d.p_corrected <= 0.05) for d in first.values())
+    with pytest.raises(Refused, match="one that was taken: x0"):
+        differences(runs, "ab", range(5), Design(first=("y",)))
+
+
+@pytest.mark.parametrize("first", [("r0",), ("r0", "r1", "r2")])
+def test_a_half_for_the_first_keeps_the_chance_of_any_false_verdict(first):
+    wrong, draws, g = 0, 1500, np.random.default_rng(5)
+    for _ in range(draws):
+        values = g.normal(size=(2, 5, 8))
+        runs = [flat(a, s, {f"r{i}": values[k, s, i] for i in range(8)}) for k, a in enumerate("ab") for s in range(5)]
+        wrong += any(
+            d.verdict in ("better", "worse") for d in differences(runs, "ab", range(5), Design(first=first))[0]
+        )
+    assert wrong <= stats.binom.ppf(1 - 1e-4, draws, 0.05)
+
+
 def test_runs_that_disagree_on_a_reading_are_refused():
     with pytest.raises(Refused, match="one axis, unit and direction"):
         differences([flat("a", 0, {"x": 1.0}, better=1), flat("b", 0, {"x": 1.0}, better=-1)], ("a", "b"), (0,))

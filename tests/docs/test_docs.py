@@ -21,6 +21,7 @@ import torch
 from luthier.catalogue.index import papers, serving, verdicts
 from luthier.core.config import load_yaml
 from luthier.core.registry import entries
+from luthier.recipes.composition import refusals, techniques
 from luthier.recipes.merging import merge_faults
 from luthier.recipes.recipe import Data, ImageSampling, Recipe, Rollout, read, recipe_faults
 from luthier.train.settings import Training
@@ -101,7 +102,14 @@ def test_the_index_of_papers_names_all_of_them_and_what_serves_each(generated):
 def test_verdicts_are_shown_with_their_numbers_and_changed_code_is_told(monkeypatch):
     page = generator()
     entry = entries()["objectives.preference.dpo"]
-    result = {"expect": "dpo > a", "measure": "reward", "difference": 0.25, "low": 0.125, "high": 0.375, "verdict": "holds"}
+    result = {
+        "expect": "dpo > a",
+        "measure": "reward",
+        "difference": 0.25,
+        "low": 0.125,
+        "high": 0.375,
+        "verdict": "holds",
+    }
     found = {"claim": "dpo", "says": "It helps.", "world": "a tree", "seeds": [0, 1, 2, 3, 4], "result": result, "also": [],
              "note": "", "seconds": 3.5, "versions": {"luthier": "0.1.0"}, "hashes": {"component": "0" * 16}}  # fmt: skip
     monkeypatch.setattr("luthier.catalogue.index.verdicts", lambda: {"dpo": found})
@@ -121,9 +129,51 @@ def test_the_site_builds_strictly_and_asks_for_nothing_from_elsewhere(tmp_path):
     assert done.returncode == 0, done.stderr
     shown = list((tmp_path / "site").rglob("*.html"))
     assert len(shown) >= made
-    loads = re.compile(r"""<(?:script|img|iframe)[^>]+src=["']?https?:|<link[^>]+href=["']?https?:|@import|url\(["']?https?:""")
-    asking = [p.name for p in (*shown, *(tmp_path / "site").rglob("*.css")) if loads.search(p.read_text(encoding="utf-8"))]
+    loads = re.compile(
+        r"""<(?:script|img|iframe)[^>]+src=["']?https?:|<link[^>]+href=["']?https?:|@import|url\(["']?https?:"""
+    )
+    asking = [
+        p.name for p in (*shown, *(tmp_path / "site").rglob("*.css")) if loads.search(p.read_text(encoding="utf-8"))
+    ]
     assert not asking
+
+
+def test_the_matrix_of_compositions_is_what_the_check_says(generated):
+    """Every technique of the three slots has its row or column; every cell is the verdict of `refusals`."""
+    page = generated["composition.md"]
+    adapt, objectives, hooks = (techniques(slot) for slot in ("adapt", "objective", "regularise"))
+    tables = {"Adaptations and objectives": (adapt, objectives, lambda r, c: refusals([r], [c])),
+              "Adaptations and regularisers": (adapt, hooks, lambda r, c: refusals([r], [], [c])),
+              "Objectives and regularisers": (objectives, hooks, lambda r, c: refusals([], [r], [c]))}  # fmt: skip
+    reasons = dict(re.findall(r"^(\d+)\. .*?: requires (.*)\.$", page, re.M))
+    for title, (rows, columns, asked) in tables.items():
+        section = page.split(f"## {title}\n")[1].split("\n## ")[0]
+        legend = {
+            letter: re.findall(r"\[(\w+)\]", names) for letter, names in re.findall(r"^- ([A-Z]): (.*)$", section, re.M)
+        }
+        head, _, *body = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
+        members = [legend.get(h) or re.findall(r"\[(\w+)\]", h) for h in head]
+        assert sorted(m for group in members for m in group) == sorted(c.short for c in columns)
+        assert [re.findall(r"\[(\w+)\]", line[0]) for line in body] == [[r.short] for r in rows]
+        short = {c.short: c for c in columns}
+        for row, (_, *cells) in zip(rows, body, strict=True):
+            for cell, group in zip(cells, members, strict=True):
+                for told in (asked(row, short[name]) for name in group):
+                    assert (cell == "yes") == (not told), (row.short, group)
+                    assert cell == "yes" or reasons[cell.removeprefix("no ")].replace("\\_", "_") in told[0]
+
+
+def test_the_table_of_mechanisms_is_that_of_the_source():
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    assert generator().with_mechanisms(page) == page, "docs/architecture.md is stale: run `make docs`"
+    members = re.findall(r"(\w+) \(\d+\)", generator().mechanisms())
+    assert {e.short for e in entries().values() if e.card.mechanism} <= set(members)
+    with pytest.raises(ValueError, match="requires the marks"):
+        generator().with_mechanisms("# A page without them")
+
+
+def test_examples_of_the_generator_run():
+    assert doctest.testmod(generator()) == (0, 4)
 
 
 # -------------------------------------------------------------------- written
@@ -243,8 +293,13 @@ def test_the_verdict_told_of_the_example_is_the_recorded_one():
 @pytest.mark.parametrize("section", [Recipe, Data, Training, Rollout, ImageSampling], ids=lambda c: c.__name__)
 def test_the_page_on_recipes_names_every_key_with_its_default(section):
     page = (DOCS / "recipes.md").read_text(encoding="utf-8")
-    title = {"Recipe": "## All keys", "Data": "### data", "Training": "### train", "Rollout": "### rollout",
-             "ImageSampling": "### sampling"}[section.__name__]
+    title = {
+        "Recipe": "## All keys",
+        "Data": "### data",
+        "Training": "### train",
+        "Rollout": "### rollout",
+        "ImageSampling": "### sampling",
+    }[section.__name__]
     rows = {}
     for keys, default in re.findall(r"^\| (`.+?) \| (.*?) \|", page.split(f"{title}\n")[1].split("\n#")[0], re.M):
         names, values = re.findall(r"`(\w+)`", keys), re.findall(r"`([^`]*)`", default)
@@ -268,7 +323,9 @@ def test_all_forty_pains_are_there_and_their_tests_exist():
 
 
 def test_the_readme_does_not_promise_more_papers_than_are_served():
-    (stated, total), = re.findall(r"began with (\d+) of the (\d+) papers", (ROOT / "README.md").read_text(encoding="utf-8"))
+    ((stated, total),) = re.findall(
+        r"began with (\d+) of the (\d+) papers", (ROOT / "README.md").read_text(encoding="utf-8")
+    )
     assert int(total) == len(papers())
     assert int(stated) <= sum(bool(v) for v in serving().values())
 

@@ -101,7 +101,9 @@ class Fake:
 
     def gradients(self, prompts: Sequence[Any], responses: Sequence[str], *, dim: int = 1024, seed: int = 0) -> Tensor:
         """A direction of its own for every prompt and response, the same for every fake."""
-        rows = [numpy_stream(seed, f"gradient/{p}/{r}").normal(size=dim) for p, r in zip(prompts, responses, strict=True)]
+        rows = [
+            numpy_stream(seed, f"gradient/{p}/{r}").normal(size=dim) for p, r in zip(prompts, responses, strict=True)
+        ]
         return torch.tensor(np.array(rows).reshape(len(rows), dim), dtype=torch.float32)
 
     def contributions(self, prompts: Sequence[Any]) -> tuple[Tensor, Tensor]:

@@ -66,9 +66,13 @@ def test_images_of_other_captions_are_wrong_and_noise_is_far():
 
 def test_entropy_counts_different_images():
     assert values(AttributeEntropy(samples=4), Painter(same=True))["attribute_entropy"].value == 0.0
-    assert values(AttributeEntropy(samples=4), Painter(same=False))["attribute_entropy"].value == pytest.approx(math.log(4))
+    assert values(AttributeEntropy(samples=4), Painter(same=False))["attribute_entropy"].value == pytest.approx(
+        math.log(4)
+    )
     assert entropy(torch.arange(4)) == pytest.approx(math.log(4))
-    assert values(AttributeEntropy(samples=4), Painter(same=False))["variation_from_truth"].value == pytest.approx(0.0, abs=1e-6)
+    assert values(AttributeEntropy(samples=4), Painter(same=False))["variation_from_truth"].value == pytest.approx(
+        0.0, abs=1e-6
+    )
 
 
 def test_vendi_is_one_for_copies_and_n_for_images_far_apart():
@@ -79,7 +83,9 @@ def test_vendi_is_one_for_copies_and_n_for_images_far_apart():
 
 def test_a_model_does_not_drift_from_itself_and_a_shift_is_its_size():
     assert values(ImageDrift(), Painter())["image_drift"].value == 0.0
-    assert values(ImageDrift(), Painter(shift=0.2, other=Painter()))["image_drift"].value == pytest.approx(0.2, rel=1e-5)
+    assert values(ImageDrift(), Painter(shift=0.2, other=Painter()))["image_drift"].value == pytest.approx(
+        0.2, rel=1e-5
+    )
 
 
 def test_a_network_that_knows_the_images_has_no_error():
@@ -95,4 +101,8 @@ def test_what_is_missing_is_said(measure):
     with nullcontext(), pytest.raises(DataError, match="requires"):
         list(measure(Painter(), ROWS, MeasureContext()))
     with pytest.raises(DataError, match="at least one test row"):
-        list(measure(Painter(), [], MeasureContext(handles={"read": WORLD.oracle, "images": (torch.zeros(1, 3, 16, 16),)})))
+        list(
+            measure(
+                Painter(), [], MeasureContext(handles={"read": WORLD.oracle, "images": (torch.zeros(1, 3, 16, 16),)})
+            )
+        )

@@ -43,9 +43,17 @@ def subject():
 
 
 ROWS = [
-    {"prompt": f"{w} ?", "response": f"answer to {w}", "answer": f"answer to {w}", "paraphrase": f"{w} then ?",
-     "chosen": f"answer to {w}", "rejected": "no", "conjugate": f"{w} please ?", "conjugate_answer": f"answer to {w}",
-     "locality": f"{w} else ?"}
+    {
+        "prompt": f"{w} ?",
+        "response": f"answer to {w}",
+        "answer": f"answer to {w}",
+        "paraphrase": f"{w} then ?",
+        "chosen": f"answer to {w}",
+        "rejected": "no",
+        "conjugate": f"{w} please ?",
+        "conjugate_answer": f"answer to {w}",
+        "locality": f"{w} else ?",
+    }
     for w in "abcde"
 ]
 CTX = MeasureContext(seed=1, old=ROWS[:3], cost={"train_seconds": 2.0}, truth=lambda row: says(row["prompt"]))
@@ -130,9 +138,7 @@ def test_what_is_missing_is_named(entry):
         ctx = dataclasses.replace(
             CTX,
             **{
-                h: None if h in ("truth", "verify") else type(getattr(CTX, h))()
-                for h in handles
-                if h not in OF_SUBJECT
+                h: None if h in ("truth", "verify") else type(getattr(CTX, h))() for h in handles if h not in OF_SUBJECT
             },
         )
         asked = subject()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 WORDS = [f"w{i}" for i in range(40)]
+SYLLABLES = [f"{a}{b}" for a in "bcdfgh" for b in "aeiou"]
 TEMPLATE = ("{% for m in messages %}<{{ m.role }}> {{ m.content }} <end>{% endfor %}"
             "{% if add_generation_prompt %}<assistant> {% endif %}")  # fmt: skip
 
@@ -33,6 +34,30 @@ def model_folder(at: Path, pad: bool = True, template: str | None = TEMPLATE, vo
                          bos_token_id=1, pad_token_id=0)  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(at)
     tokenizer.save_pretrained(at)
+    return at
+
+
+def encoder_folder(at: Path) -> Path:
+    """A sentence-transformers folder of a BERT of two layers and 16 coordinates, which knows SYLLABLES."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    at.mkdir(exist_ok=True)
+    (at / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *SYLLABLES]))
+    BertTokenizerFast(str(at / "vocab.txt")).save_pretrained(at)
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=35, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+                        max_position_embeddings=32)  # fmt: skip
+    BertModel(config).save_pretrained(at)
+    kinds = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    modules = [
+        {"idx": i, "name": str(i), "path": p, "type": f"sentence_transformers.models.{k}"}
+        for i, (k, p) in enumerate(kinds)
+    ]
+    (at / "modules.json").write_text(json.dumps(modules))
+    (at / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True}
+    (at / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (at / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 12, "do_lower_case": False}))
     return at
 
 

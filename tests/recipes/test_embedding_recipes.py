@@ -13,39 +13,23 @@ from luthier.objectives.contrastive.gist import GIST
 from luthier.recipes import embeddings
 from luthier.recipes.build import prepare
 from luthier.recipes.embeddings import guide_columns
+from luthier.recipes.export import export
 from luthier.recipes.pair_rows import is_pairs, paired
+from luthier.recipes.plan import plan
 from luthier.recipes.recipe import Data, Recipe, parse
 from luthier.recipes.rows import Rows, file_rows
 from luthier.recipes.run import run
+from luthier.train.loop import Loop
+from luthier.train.memory import PeakMemory
+from tests.recipes.parts import SYLLABLES as WORDS
+from tests.recipes.parts import encoder_folder
 from tests.tolerance import same
-
-WORDS = [f"{a}{b}" for a in "bcdfgh" for b in "aeiou"]
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     """A sentence-transformers folder of a BERT of two layers and 16 coordinates."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    folder = tmp_path_factory.mktemp("encoder")
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(vocab_size=35, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-                        max_position_embeddings=32)  # fmt: skip
-    BertModel(config).save_pretrained(folder)
-    kinds = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
-    modules = [
-        {"idx": i, "name": str(i), "path": p, "type": f"sentence_transformers.models.{k}"}
-        for i, (k, p) in enumerate(kinds)
-    ]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(
-        json.dumps({"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True})
-    )
-    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 12, "do_lower_case": False}))
-    return folder
+    return encoder_folder(tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture
@@ -176,3 +160,43 @@ def test_long_texts_are_cut_or_left_out_where_the_recipe_says_so(encoder, texts)
 def test_worlds_have_no_pairs(encoder):
     with pytest.raises(DataError, match="files with pairs"):
         prepare(Recipe(model=str(encoder), data=Data(train="lab:language/copy"), objective="info_nce"))
+
+
+@pytest.mark.parametrize("more", [{}, {"adapt": {"lora": {"rank": 2}}}, {"objective": {"starbucks": {"layers": [1, 2], "dims": [4, 16]}}},
+                                  {"objective": "gist"}, {"train": {"steps": 2, "batch": 8, "checkpointing": True}}], ids=str)  # fmt: skip
+def test_a_plan_tells_the_cost_of_a_run(encoder, texts, more, monkeypatch):
+    monkeypatch.setattr("luthier.recipes.build.embedder", lambda r: lambda found: torch.ones(len(found), 16))
+    plain = recipe(encoder, texts, **dict(more))
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.AutoModel.from_pretrained", None)
+        told = plan(plain)
+    ready = prepare(plain)
+    with PeakMemory() as memory:
+        memory.track(ready.policy.view.module.parameters())
+        Loop(ready.job).run()
+    assert told.forwards == ready.policy.forwards
+    assert told.memory_bytes == pytest.approx(memory.peak, rel=0.2)
+    assert (told.trained, told.rows) == (ready.policy.attached.describe()["trained"], len(ready.feed))
+
+
+def test_a_run_is_exported_for_sentence_transformers_and_for_peft(encoder, texts, tmp_path):
+    from peft import PeftModel
+
+    run(
+        recipe(encoder, texts, adapt={"lora": {"rank": 2}}, train={"steps": 2, "batch": 8, "lr": 0.1}), tmp_path / "run"
+    )
+    export(tmp_path / "run", "merged", tmp_path / "merged")
+    export(tmp_path / "run", "peft", tmp_path / "peft")
+    want = load_encoder(str(tmp_path / "run" / "model"))
+    plain = load_encoder(str(encoder))
+    inputs = plain.tokenizer(WORDS, padding=True, return_tensors="pt")
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    with torch.no_grad():
+        before, goal = plain.module(ids, mask), want.module(ids, mask)
+        same(load_encoder(str(tmp_path / "merged")).module(ids, mask), goal)
+        plain.module.model = PeftModel.from_pretrained(plain.module.model, str(tmp_path / "peft"))
+        torch.testing.assert_close(plain.module(ids, mask), goal, rtol=1e-4, atol=1e-6)
+    assert (before - goal).abs().max() > 1e-3
+    peer = pytest.importorskip("sentence_transformers").SentenceTransformer(str(tmp_path / "merged"), device="cpu")
+    made = peer.encode(WORDS, convert_to_tensor=True, show_progress_bar=False)
+    torch.testing.assert_close(made, goal, rtol=1e-5, atol=1e-6)

@@ -88,7 +88,15 @@ def test_pairs_of_files_and_bare_prompts_are_read(tmp_path):
     assert first["term/diffusion_dpo"] == pytest.approx(0.6931, abs=1e-3)
     (tmp_path / "prompts.txt").write_text("kind a\nkind b\nkind c\nkind d\n")
     source = str(tmp_path / "prompts.txt")
-    made = pictures(parse(recipe(model, tmp_path / "prompts.txt")), source, "train", 0, load_denoiser(str(model)), "image_prompts", 0)
+    made = pictures(
+        parse(recipe(model, tmp_path / "prompts.txt")),
+        source,
+        "train",
+        0,
+        load_denoiser(str(model)),
+        "image_prompts",
+        0,
+    )
     assert len(made.rows) == 4
     assert made.conditions["ids"].shape[0] == 4
     assert made.images == ()

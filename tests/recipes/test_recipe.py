@@ -11,6 +11,7 @@ import yaml
 from luthier.cli.main import _spread_sets
 from luthier.core.errors import ConfigError
 from luthier.core.registry import entries
+from luthier.recipes.composition import refusals, techniques
 from luthier.recipes.merging import merge_faults
 from luthier.recipes.recipe import Data, ImageSampling, Recipe, Rollout, parse, parse_sets, read, recipe_faults
 from luthier.train.settings import Training
@@ -93,7 +94,9 @@ SLOTS = {
 
 def slot_of(entry) -> str | None:
     if entry.room == "optim":
-        return {"rules": "optimiser", "schedules": "schedule", "gradients": "regularise", "averages": "regularise"}[entry.id.split(".")[1]]
+        return {"rules": "optimiser", "schedules": "schedule", "gradients": "regularise", "averages": "regularise"}[
+            entry.id.split(".")[1]
+        ]
     return SLOTS.get(entry.room)
 
 
@@ -103,10 +106,16 @@ def slot_of(entry) -> str | None:
 def test_every_component_can_be_written_by_its_id_and_by_its_short_name(name):
     entry = entries()[name]
     slot = slot_of(entry)
-    sampled = "group" in entry.card.needs.batch or slot in ("reward", "loop")
-    extra = {"reward": "exact", "objective": "nll"} if slot == "loop" else {"reward": "exact"} if sampled else {}
+    rewarded = slot == "loop" and "reward" in entry.card.needs.handles
+    sampled = (slot == "objective" and "group" in entry.card.needs.batch) or slot == "reward"
+    extra = {"reward": "exact", "objective": "nll"} if rewarded else {"reward": "exact"} if sampled else {}
     extra |= {"objective": "grpo"} if slot == "reward" else {}
     extra |= {"data": {"train": "rows.jsonl", "retain": "old.jsonl"}} if "retain" in entry.card.needs.handles else {}
+    if entry.card.needs.adapt:
+        extra |= {"adapt": next(e.id for e in entries().values() if {*entry.card.needs.adapt} <= {*e.card.tags})}
+    if slot == "adapt" and entry.card.needs.batch:
+        extra |= {"objective": next(o.id for o in techniques("objective")
+                                   if not refusals([entry], [o]) and {*o.card.needs.handles} <= {"policy"})}  # fmt: skip
     for spec in (
         name,
         {name: {}},
@@ -166,6 +175,7 @@ OTHER = {
         "rows": 5,
         "test_rows": 5,
         "holdout": 0.2,
+        "judge_on": "stop",
         "format": "text",
         "fields": {"prompt": "q"},
         "kind": "text",
@@ -211,7 +221,13 @@ CLASSES = {"recipe": Recipe, "data": Data, "train": Training, "rollout": Rollout
 
 def made(section: str, key: str, value) -> Recipe:
     """The base recipe with one value changed; built without the checks that some values need company."""
-    base = {"data": {"train": "x.jsonl"}, "train": {"steps": 5}, "rollout": {}, "sampling": {}, "recipe": {"model": "m"}}
+    base = {
+        "data": {"train": "x.jsonl"},
+        "train": {"steps": 5},
+        "rollout": {},
+        "sampling": {},
+        "recipe": {"model": "m"},
+    }
     base[section] = {**base[section], key: value}
     return Recipe(
         **base["recipe"], data=Data(**base["data"]), train=Training(**base["train"]), rollout=Rollout(**base["rollout"]),

@@ -57,7 +57,9 @@ def test_gradients_are_those_of_the_base_even_while_an_adapter_is_attached(place
 
 
 def test_a_maker_of_rows_is_no_selector(place):
-    with pytest.raises(ConfigError, match=r"data\.steps\[0\] requires a selector or builder; got data\.synthesise\.base_refine"):
+    with pytest.raises(
+        ConfigError, match=r"data\.steps\[0\] requires a selector or builder; got data\.synthesise\.base_refine"
+    ):
         made(place, "base_refine")
 
 

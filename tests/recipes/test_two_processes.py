@@ -28,9 +28,20 @@ def test_two_processes_train_as_one(tmp_path, adapt, shard, micro):
              "train": {"steps": 3, "batch": 6, "lr": 1e-2, "micro": micro, "shard": shard}}  # fmt: skip
     one = run(parse(plain), tmp_path / "one")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(plain), encoding="utf-8")
-    words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "luthier", "run", str(tmp_path / "recipe.yaml")]
+    words = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "luthier",
+        "run",
+        str(tmp_path / "recipe.yaml"),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *words, "--out", str(tmp_path / "two")], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, *words, "--out", str(tmp_path / "two")], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     curves = json.loads((tmp_path / "two" / "result.json").read_text())["curves"]
     for ours, theirs in zip(one.outcome.curves, curves, strict=True):

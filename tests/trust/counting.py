@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 KINDS: dict[str, str] = {
-    "pains of other tools that have a test": r"test_pain_(\d+(?:_\d+)*)",
+    "pains of other tools that have a test": r"(?:test_pain_|pains/test_)(\d+(?:_\d+)*)",
     "SIGKILLs survived with the same bytes": r"\[(?:.*-)?(\d+) kills\]|test_a_flipped_byte",
     "ways to resume that end with the same bits": r"resum",
     "runs in two processes that equal one": r"two_processes",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from torch import Size, Tensor, nn
 from torch.nn import functional as F
 
+from luthier.adapt._weights import quantised
 from luthier.core import Site, Sites
 from luthier.core.errors import NoEffect
 from luthier.core.sites import GROUPS, block_of, depth_of
@@ -129,16 +130,18 @@ def find_sites(model: nn.Module) -> list[Site]:
         if weight is None:
             continue
         kind = map_.kind if map_ is not None else "norm" if is_norm(base) else "other"
-        shape = (
-            tuple(map_.matrix(weight).shape)
-            if map_ in (LINEAR, CONV1D, EMBEDDING) and weight.ndim == 2
-            else tuple(weight.shape)
-        )
+        shape = _shape(base, map_, weight)
         is_head = (
             base is head or module is head or (name.rsplit(".", 1)[-1] in ("lm_head", "head") and kind == "linear")
         )
         found.append(Site(name, kind, block_of(name), depth_of(name, blocks), shape, is_head))
     return found
+
+
+def _shape(module: nn.Module, map_: Geometry | None, weight: Tensor) -> tuple[int, ...]:
+    if map_ is LINEAR and quantised(module):  # packed codes have a shape of their own
+        return module.out_features, module.in_features  # type: ignore[return-value]
+    return tuple((map_.matrix(weight) if map_ in (LINEAR, CONV1D, EMBEDDING) and weight.ndim == 2 else weight).shape)  # type: ignore[union-attr]
 
 
 def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -11,7 +11,8 @@ from typing import Any
 import typer
 
 from luthier.cli._run import quiet
-from luthier.core.errors import ConfigError, LuthierError, unknown
+from luthier.core.errors import ConfigError, LuthierError, OutputError, sentence, unknown
+from luthier.core.files import read_json
 
 
 def draws_images(model: str) -> bool:
@@ -20,7 +21,13 @@ def draws_images(model: str) -> bool:
 
     manifest = Path(model) / "manifest.json"
     if manifest.is_file():
-        model = json.loads(manifest.read_text(encoding="utf-8"))["recipe"]["model"]
+        found = read_json(manifest)
+        try:
+            model = str(found["recipe"]["model"])
+        except (KeyError, TypeError) as fault:
+            raise OutputError(
+                sentence(str(manifest), "the manifest of a run", "another file", "Give a run's folder")
+            ) from fault
     return model.startswith("lab:image") or is_pipeline(model)
 
 
@@ -35,6 +42,8 @@ def generate_images(
     from luthier.recipes.image_runs import asked, grid, subject_at
     from luthier.recipes.recipe import ImageSampling
 
+    if (Path(model).is_dir() or model.startswith("lab:")) and not draws_images(model):
+        raise ConfigError(f"generate --out requires an image model; got {model!r}, a model of text. Leave --out away.")
     if out.suffix.lower() != ".png":
         raise ConfigError(f"generate --out requires a file that ends in .png; got {str(out)!r}. Rename it.")
     given = load_yaml(sampler, "--sampler") if sampler else None
@@ -114,6 +123,9 @@ def _world(name: str, part: str) -> Any:
 def build_world(name: str, out: Path | None, steps: int) -> None:
     """Train a world's base model anew."""
     target = out or Path(f"lab-{name}")
+    if target.exists() and (target.is_file() or any(target.iterdir())):
+        came = "a file" if target.is_file() else "one that holds files"
+        raise OutputError(sentence(f"lab build --out {target}", "a new or empty folder", came, "Choose another folder"))
     _world(name, "_build").build(target, **({"steps": steps} if steps else {}))
     typer.echo(f"written to {target}")
 
@@ -124,5 +136,7 @@ def check_world(name: str) -> None:
     for skill, accuracy in found["measured"].items():
         typer.echo(f"  {skill}: {accuracy}")
     if not found["ok"]:
-        raise LuthierError(f"lab check requires the shipped model as recorded; got: {'; '.join(found['faults'])}. Install again.")
+        raise LuthierError(
+            f"lab check requires the shipped model as recorded; got: {'; '.join(found['faults'])}. Install again."
+        )
     typer.echo("the shipped model is as recorded")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import typer
 
@@ -52,7 +52,9 @@ def arms_of(paths: list[Path], sets: list[str]) -> dict[str, dict[str, Any]]:
     return arms
 
 
-def compare_recipes(paths: list[Path], seeds: str, out: Path, sets: list[str], processes: int, level: float) -> None:
+def compare_recipes(
+    paths: list[Path], seeds: str, out: Path, sets: list[str], processes: int, level: float, ray: str = ""
+) -> None:
     """Run arms x seeds, then write and show the comparison."""
     arms, numbers = arms_of(paths, sets), seeds_of(seeds)
     quiet()
@@ -66,7 +68,8 @@ def compare_recipes(paths: list[Path], seeds: str, out: Path, sets: list[str], p
     def tell(event: Event) -> None:
         typer.echo(str(event), err=True)
 
-    outcome = run_all(arms, numbers, run_arm, out, processes, tell)
+    asked: int | Literal["auto"] = "auto" if processes == 1 else processes
+    outcome = run_all(arms, numbers, run_arm, out, asked, tell, ray=ray or None)
     if outcome.interrupted:
         typer.echo("stopped; the same command goes on from here", err=True)
         raise typer.Exit(130)

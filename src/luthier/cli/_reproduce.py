@@ -17,6 +17,11 @@ def reproduce_claims(name: str | None, every: bool, sample: int, commit: bool, l
     from luthier.reproduce.runner import names, record, reproduce
 
     known = names()
+    asked = [w for w, v in ((name, name), ("--all", every), (f"--sample {sample}", sample), ("--list", listing)) if v]
+    if len(asked) > 1:
+        raise ConfigError(
+            f"reproduce requires one of NAME, --all, --sample N and --list; got {' and '.join(map(str, asked))}."
+        )
     if listing:
         for one in known:
             found = verdicts().get(one)

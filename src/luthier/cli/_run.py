@@ -31,7 +31,7 @@ def run_recipe(path: Path, out: Path | None, sets: list[str], resume: bool) -> N
     from luthier.cli._progress import Progress
     from luthier.recipes.run import run
 
-    accelerator = _accelerator(recipe.train.precision, recipe.train.tracker, target)
+    accelerator = accelerator_for(recipe.train.precision, recipe.train.tracker, target)
     main = accelerator is None or accelerator.is_main_process
     with Progress(recipe.name) as progress:
         finished = run(recipe, target, resume=resume, on_event=progress if main else None, accelerator=accelerator)
@@ -46,7 +46,7 @@ def run_recipe(path: Path, out: Path | None, sets: list[str], resume: bool) -> N
     typer.echo(f"{finished.outcome.steps} steps in {finished.cost['train_seconds']:.1f} s; everything is in {target}")
 
 
-def _accelerator(precision: str, tracker: str, out: Path) -> Any:
+def accelerator_for(precision: str, tracker: str = "none", out: Path = Path()) -> Any:
     """An accelerator when launched with several processes, with mixed precision, with a tracker, or on a GPU; else None."""
     import torch
 
@@ -69,9 +69,17 @@ def _finished(folder: Path, name: str) -> Path:
     return path
 
 
+def _check_rows(path: Path, rows: Any, keys: set[str]) -> None:
+    if not isinstance(rows, list) or not all(isinstance(r, dict) and keys <= r.keys() for r in rows):
+        raise OutputError(
+            sentence(str(path), "the form in which `luthier run` writes it", "another", "Run again, or restore it")
+        )
+
+
 def show_readings(folder: Path, as_json: bool) -> None:
     """Readings of a finished run."""
-    found = read_json(_finished(folder, "result.json"))
+    found = read_json(path := _finished(folder, "result.json"))
+    _check_rows(path, found.get("readings") if isinstance(found, dict) else None, {"axis", "name", "value", "unit"})
     if as_json:
         print(json.dumps(found["readings"], indent=1, ensure_ascii=False))
     else:
@@ -85,7 +93,8 @@ def _readings(rows: list[dict[str, Any]]) -> None:
 
 def show_trace(folder: Path, as_json: bool) -> None:
     """What ran at which point, how often, on how much."""
-    rows = read_json(_finished(folder, "trace.json"))
+    rows = read_json(path := _finished(folder, "trace.json"))
+    _check_rows(path, rows, {"point", "hook", "changed"})
     if as_json:
         print(json.dumps(rows, indent=1))
         return

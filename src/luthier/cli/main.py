@@ -67,18 +67,25 @@ def preview(
     rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 3,
     html: Annotated[Path | None, typer.Option(help="Write HTML here.")] = None,
 ) -> None:
-    """Show the first rows as the model will see them: trained tokens coloured, truncations counted."""
+    """Show the first rows as the model will see them: trained tokens coloured, truncations counted; images at noise levels."""
     from luthier.cli._inspect import show_preview
 
     show_preview(recipe, sets or [], rows, html)
 
 
 @app.command()
-def plan(recipe: RecipeFile, sets: Sets = None, as_json: AsJson = False) -> None:
-    """Say what a run will cost before it starts: memory, forwards per step, tokens."""
+def plan(
+    recipe: RecipeFile,
+    sets: Sets = None,
+    as_json: AsJson = False,
+    timed: Annotated[
+        bool, typer.Option("--time", help="Make a few steps for real and say how long the run will take.")
+    ] = False,
+) -> None:
+    """Say what a run will cost before it starts: memory, forward passes, tokens or images; with --time how long it takes."""
     from luthier.cli._inspect import show_plan
 
-    show_plan(recipe, sets or [], as_json)
+    show_plan(recipe, sets or [], as_json, timed)
 
 
 @app.command()
@@ -96,19 +103,51 @@ def run(
 
 @app.command()
 def compare(
-    recipes: Annotated[list[Path], typer.Argument(help="Two or more recipes; the first is the baseline.")],
-    seeds: Annotated[str, typer.Option(help="A number of seeds, or a list such as 0,1,7.")] = "3",
+    recipes: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Two or more recipes; the first is the baseline. With --suite one, or none."),
+    ] = None,
+    seeds: Annotated[
+        str, typer.Option(help="A number of seeds, or a list such as 0,1,7 (default: 3; with --suite 5).")
+    ] = "",
     out: Annotated[Path, typer.Option(help="Folder of the comparison.")] = Path("comparison"),
     sets: Sets = None,
     processes: Annotated[int, typer.Option(min=1, help="Worker processes; each gets its share of the cores.")] = 1,
+    ray: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: HOST:PORT, or auto (needs the ray extra).")
+    ] = "",
     level: Annotated[
         float, typer.Option(min=1e-6, max=0.5, help="Chance of any false verdict in the whole table.")
     ] = 0.05,
+    suite: Annotated[
+        str, typer.Option(help="Race all components that fit: sft, preference, rl, forgetting or diversity.")
+    ] = "",
+    by: Annotated[str, typer.Option(help="Suite: judge by MEASURE or MEASURE:READING instead.")] = "",
+    rates: Annotated[str, typer.Option(help="Suite: learning rates of every arm, such as 1e-4,1e-3.")] = "",
+    cap: Annotated[float | None, typer.Option(help="Suite forgetting: the most that may be forgotten.")] = None,
+    finalists: Annotated[int, typer.Option(min=2, help="Suite: arms in the last comparison.")] = 5,
+    only: Annotated[
+        str, typer.Option("--arms", help="Suite: race only these components, such as dft,lora,neftune.")
+    ] = "",
+    dry: Annotated[
+        bool, typer.Option("--plan", help="Suite: print arms, what is left out, and the runs; run nothing.")
+    ] = False,
 ) -> None:
     """Which recipe is better for this model and data? Paired seeds, intervals, an honest verdict, report.html."""
+    if suite and ray:
+        raise ConfigError("--ray requires recipes; with --suite it would do nothing. Use --processes.")
+    if suite:
+        from luthier.cli._suite import FINAL_SEEDS, compare_suite
+
+        compare_suite(suite, recipes or [], seeds or FINAL_SEEDS, out, sets or [], processes, level, by, rates, cap,
+                      finalists, only, dry)  # fmt: skip
+        return
+    given = {"--by": by, "--rates": rates, "--cap": cap is not None, "--arms": only, "--plan": dry}
+    if idle := [name for name, value in given.items() if value]:
+        raise ConfigError(f"{idle[0]} requires --suite, which is not given; it would do nothing. Remove it.")
     from luthier.cli._compare import compare_recipes
 
-    compare_recipes(recipes, seeds, out, sets or [], processes, level)
+    compare_recipes(recipes or [], seeds or "3", out, sets or [], processes, level, ray)
 
 
 @app.command()
@@ -125,7 +164,9 @@ def merge(
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(help="A run's folder, a model folder, a hub name, lab:language or lab:image.")],
+    model: Annotated[
+        str, typer.Argument(help="A run's folder, a model folder, a hub name, lab:language or lab:image.")
+    ],
     prompt: Annotated[
         list[str] | None, typer.Option(help="A prompt; repeat for several. Default: read lines from standard input.")
     ] = None,
@@ -145,6 +186,10 @@ def generate(
     if out is not None:
         generate_images(model, prompt or [], samples, seed, out, steps, guidance, sampler)
         return
+    if idle := [n for n, v in (("--steps", steps), ("--guidance", guidance), ("--sampler", sampler)) if v]:
+        raise ConfigError(
+            f"{idle[0]} requires --out FILE.png and an image model; got none. Add it, or remove {idle[0]}."
+        )
     generate_text(model, prompt or [], samples, temperature, max_new, seed, as_json)
 
 
@@ -170,10 +215,25 @@ def export(
     to: Annotated[str, typer.Option(help="peft or merged.")] = "merged",
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("exported"),
 ) -> None:
-    """Write a run as a PEFT checkpoint or as a plain merged model."""
+    """Write a run as a PEFT checkpoint (of an image model: the LoRA file of its pipeline) or as a plain merged model."""
     from luthier.cli._artifacts import export_run
 
     export_run(folder, to, out)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.")],
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME at the hub.")],
+    what: Annotated[str, typer.Option(help="model (merged) or adapter.")] = "model",
+    public: Annotated[bool, typer.Option("--public", help="Everybody may read it; private otherwise.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent, and what is missing.")] = False,
+    message: Annotated[str, typer.Option(help="Message of the commit.")] = "Upload with Luthier",
+) -> None:
+    """Send a run's merged model or adapter to a hub, with its model card."""
+    from luthier.cli._push import push_run
+
+    push_run(folder, repo, what, public, dry_run, message)
 
 
 @app.command()

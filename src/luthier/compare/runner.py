@@ -1,45 +1,36 @@
 """Run every arm with every seed: resumable, one file per run, failures recorded while the others go on.
 
-Runs go one after another in this process with all threads, or side by side in fresh processes that share the cores out
-between them; two runs never compete for the same cores. Seeds are the outer loop, so that stopping early leaves whole
-pairs.
+Runs go one after another in this process with all threads, side by side in fresh processes that share the cores out
+between them, or over a Ray cluster; two runs never compete for the same cores. Seeds are the outer loop, so that stopping
+early leaves whole pairs.
 """
 
 from __future__ import annotations
 
-import gc
-import os
-import pickle
-import signal
-import threading
-import time
-import traceback
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from multiprocessing import connection, get_context, parent_process
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from luthier.compare.results import RunResult, check_names, key_of, plain, read_result, run_path, write_result
-from luthier.core.errors import CheckpointError, ConfigError, LuthierError, OutputError
+from luthier.compare._workers import Executor, InTurn, Job, Processes, RunOne, Trouble, check_sendable
+from luthier.compare.results import RunResult, check_names, key_of, read_result, run_path, write_result
+from luthier.core.errors import CheckpointError, ConfigError, OutputError
 from luthier.core.files import write_json
 from luthier.report.content import Failure
 
-RunOne = Callable[[str, Any, int], RunResult]
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-Job = tuple[str, int]
+Place = tuple[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something happened. kind "reused": a finished result was read; "damaged": a file is bad and is run again.
+    """Something happened. kind "reused": a finished result was read; "damaged": a file is bad and is run again; "lost": the
+    worker of a run is gone, and the run is given to another.
 
     done of total runs have ended; seconds: of this run; eta: seconds left, None while unknown.
     """
 
-    kind: Literal["reused", "damaged", "start", "done", "failed", "interrupted"]
+    kind: Literal["reused", "damaged", "start", "lost", "done", "failed", "interrupted"]
     arm: str = ""
     seed: int = 0
     done: int = 0
@@ -76,29 +67,24 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {round(seconds) % 60} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @dataclass
 class _Clock:
     """Durations by arm, for the time left."""
 
-    processes: int
+    executor: Executor
     seen: dict[str, list[float]] = field(default_factory=dict)
 
     def note(self, arm: str, seconds: float) -> None:
         """Remember how long a run of this arm took."""
         self.seen.setdefault(arm, []).append(seconds)
 
-    def left(self, jobs: Sequence[Job]) -> float | None:
+    def left(self, jobs: Sequence[Place]) -> float | None:
         """Seconds that these runs will take; None before anything was seen."""
         if not self.seen:
             return None
         mean = {a: sum(v) / len(v) for a, v in self.seen.items()}
         overall = sum(mean.values()) / len(mean)
-        return sum(mean.get(arm, overall) for arm, _ in jobs) / self.processes
+        return sum(mean.get(arm, overall) for arm, _ in jobs) / self.executor.at_once
 
 
 class _Ledger:
@@ -111,15 +97,15 @@ class _Ledger:
         out: Path,
         keys: Mapping[str, str],
         tell: Callable[[Event], None],
-        processes: int,
+        executor: Executor,
     ) -> None:
         self.arms, self.out, self.keys, self.tell = arms, out, keys, tell
-        self.jobs: list[Job] = [(arm, seed) for seed in seeds for arm in arms]
-        self.results: dict[Job, RunResult] = {}
-        self.failures: dict[Job, Failure] = {}
-        self.clock = _Clock(processes)
+        self.jobs: list[Place] = [(arm, seed) for seed in seeds for arm in arms]
+        self.results: dict[Place, RunResult] = {}
+        self.failures: dict[Place, Failure] = {}
+        self.clock = _Clock(executor)
 
-    def event(self, kind: Any, job: Job | None = None, seconds: float = 0.0, message: str = "") -> None:
+    def event(self, kind: Any, job: Place | None = None, seconds: float = 0.0, message: str = "") -> None:
         """Tell of something that happened, with the counts and the time left."""
         left = self.clock.left([j for j in self.jobs if j not in self.results and j not in self.failures])
         arm, seed = job or ("", 0)
@@ -159,16 +145,16 @@ class _Ledger:
 
     def todo(self) -> list[Job]:
         """Runs without a result, in order."""
-        return [j for j in self.jobs if j not in self.results]
+        return [Job(arm, self.arms[arm], seed) for arm, seed in self.jobs if (arm, seed) not in self.results]
 
-    def finished(self, job: Job, result: RunResult) -> None:
+    def finished(self, job: Place, result: RunResult) -> None:
         """Write a result and tell of it."""
         write_result(self.out, result, self.keys[job[0]])
         self.results[job] = result
         self.clock.note(job[0], result.seconds)
         self.event("done", job, result.seconds)
 
-    def failed(self, job: Job, why: str, trace: str = "") -> None:
+    def failed(self, job: Place, why: str, trace: str = "") -> None:
         """Record why a run gave nothing, and tell of it."""
         arm, seed = job
         record = {"arm": arm, "seed": seed, "key": self.keys[arm], "error": why, "traceback": trace}
@@ -177,141 +163,6 @@ class _Ledger:
         self.event("failed", job, message=why)
 
 
-def _run(run_one: RunOne, arm: str, recipe: Any, seed: int) -> RunResult:
-    """One run, timed, checked to be the one that was asked for."""
-    started = time.perf_counter()
-    result = run_one(arm, recipe, seed)
-    if not isinstance(result, RunResult) or (result.arm, result.seed) != (arm, seed):
-        came = f"{result.arm}, seed {result.seed}" if isinstance(result, RunResult) else type(result).__name__
-        raise TypeError(f"a run of {arm}, seed {seed} requires its own RunResult; got {came}")
-    seconds = result.seconds or time.perf_counter() - started
-    return replace(result, recipe=result.recipe or plain(recipe), seconds=seconds)
-
-
-def _why(fault: BaseException) -> str:
-    """The error as one line; the class is named where the sentence does not come from Luthier."""
-    text = str(fault).strip() or "no message"
-    return text if isinstance(fault, LuthierError) else f"{type(fault).__name__}: {text}"
-
-
-def _in_turn(ledger: _Ledger, run_one: RunOne) -> None:
-    for job in ledger.todo():
-        ledger.event("start", job)
-        try:
-            result = _run(run_one, job[0], ledger.arms[job[0]], job[1])
-        except (Exception, SystemExit) as fault:
-            ledger.failed(job, _why(fault), traceback.format_exc())
-        else:
-            ledger.finished(job, result)
-        gc.collect()
-
-
-# ------------------------------------------------------------ several processes
-def _work(pipe: Any, run_one: RunOne) -> None:
-    """The life of a worker: jobs in, results out, until the pipe closes; it never outlives its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    while True:
-        try:
-            arm, recipe, seed = pipe.recv()
-        except EOFError:
-            return
-        try:
-            answer: Any = _run(run_one, arm, recipe, seed)
-            pickle.dumps(answer)
-        except (Exception, SystemExit) as fault:
-            answer = (_why(fault), traceback.format_exc())
-        pipe.send(answer)
-        gc.collect()
-
-
-@contextmanager
-def _environment(threads: int) -> Iterator[None]:
-    """Give child processes their share of the cores; this process is as before afterwards."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
-
-
-class _Worker:
-    """A spawned process and the job it has now."""
-
-    def __init__(self, run_one: RunOne, threads: int) -> None:
-        context = get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, run_one), daemon=True)
-        with _environment(threads):
-            self.process.start()
-        theirs.close()
-        self.job: Job = ("", 0)
-
-    def give(self, job: Job, recipe: Any) -> None:
-        """Hand over a run."""
-        self.job = job
-        with suppress(OSError):  # a worker that is already dead is noticed by its sentinel
-            self.pipe.send((job[0], recipe, job[1]))
-
-    def answer(self) -> RunResult | tuple[str, str]:
-        """What came back, or why nothing did."""
-        try:
-            return self.pipe.recv()
-        except (EOFError, OSError):
-            self.process.join(5)
-            code = self.process.exitcode
-            if code is not None and code < 0:
-                hint = "; the system may have been short of memory" if -code == signal.SIGKILL else ""
-                return f"its process was ended by {signal.Signals(-code).name}{hint}", ""
-            return f"its process ended with exit status {code}", ""
-
-    def stop(self) -> None:
-        """End the process, at once if it must be."""
-        self.process.terminate()
-        self.process.join(5)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join(5)
-        self.pipe.close()
-
-
-def _side_by_side(ledger: _Ledger, run_one: RunOne, processes: int) -> None:
-    threads = max(1, cores() // processes)
-    todo = deque(ledger.todo())
-    workers: list[_Worker] = []
-    try:
-        while todo or workers:
-            while todo and len(workers) < processes:
-                workers.append(_Worker(run_one, threads))
-                _next(ledger, workers[-1], todo)
-            ready = set(connection.wait([w.pipe for w in workers]))
-            for worker in [w for w in workers if w.pipe in ready]:
-                job, answer = worker.job, worker.answer()
-                if isinstance(answer, RunResult):
-                    ledger.finished(job, answer)
-                else:
-                    ledger.failed(job, *answer)
-                if worker.process.is_alive() and todo:
-                    _next(ledger, worker, todo)
-                else:
-                    workers.remove(worker)
-                    worker.stop()
-    finally:
-        for worker in workers:
-            worker.stop()
-
-
-def _next(ledger: _Ledger, worker: _Worker, todo: deque[Job]) -> None:
-    job = todo.popleft()
-    ledger.event("start", job)
-    worker.give(job, ledger.arms[job[0]])
-
-
-# --------------------------------------------------------------------- the whole
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Hold the output folder, where the system has file locks; a second comparison in it is refused."""
@@ -337,22 +188,43 @@ def _alone(out: Path) -> Iterator[None]:
         yield
 
 
-def _check(arms: Mapping[str, Any], seeds: Sequence[int], run_one: RunOne, processes: int) -> None:
+def _check(arms: Mapping[str, Any], seeds: Sequence[int], processes: int | Literal["auto"]) -> None:
     check_names(arms)
     if not arms or not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(
             f"a comparison requires arms and different seeds; got {len(arms)} arms and seeds {list(seeds)}. Name them."
         )
-    if processes < 1:
+    if processes != "auto" and processes < 1:
         raise ConfigError(f"processes requires a number from 1 on, or 'auto'; got {processes}. Give one.")
-    if processes > 1:
-        try:
-            pickle.dumps((run_one, dict(arms)))
-        except Exception as fault:
-            raise ConfigError(
-                f"running in {processes} processes requires a function and recipes that can be sent to them; got "
-                f"{fault}. Define the function at the top of a module, or use one process."
-            ) from fault
+
+
+def _executor(processes: int | Literal["auto"], ray: str | None, run_one: RunOne, arms: Mapping[str, Any]) -> Executor:
+    """Who runs the jobs."""
+    if ray is not None:
+        from luthier.compare._ray import Ray
+
+        check_sendable("on Ray", run_one, arms)
+        return Ray(ray, 0 if processes == "auto" else processes)
+    if processes == "auto" or processes == 1:
+        return InTurn()
+    check_sendable(f"in {processes} processes", run_one, arms)
+    return Processes(processes)
+
+
+def _carry_out(ledger: _Ledger, executor: Executor, run_one: RunOne) -> None:
+    """Run what is left, and write every answer as it comes."""
+
+    def tell(kind: Literal["start", "lost"], job: Job, message: str) -> None:
+        ledger.event(kind, (job.arm, job.seed), message=message)
+
+    if not (todo := ledger.todo()):
+        return
+    with closing(executor.run(todo, run_one, tell)) as answers:
+        for job, answer in answers:
+            if isinstance(answer, Trouble):
+                ledger.failed((job.arm, job.seed), answer.why, answer.trace)
+            else:
+                ledger.finished((job.arm, job.seed), answer)
 
 
 def run_all(
@@ -363,28 +235,28 @@ def run_all(
     processes: int | Literal["auto"] = "auto",
     on_event: Callable[[Event], None] | None = None,
     context: Mapping[str, Any] | None = None,
+    ray: str | None = None,
 ) -> Outcome:
     """Run arms x seeds; finished runs under `out` are taken over, failed and damaged ones are run again.
 
     arms: name -> recipe; the first is the baseline. run_one(arm, recipe, seed) returns that run's RunResult, and leaves
     Ctrl-C to this function. processes: "auto" is 1, one run after another in this process with all its threads; more
     start that many fresh processes, each with an equal share of the cores as threads. context: whatever else must be
-    equal for a stored result to be taken over, such as versions or the fingerprint of the data.
+    equal for a stored result to be taken over, such as versions or the fingerprint of the data. ray: address of a Ray
+    cluster; `processes` is then the number of runs at once ("auto": one for each machine or GPU), and a run whose worker is
+    lost is run again by another.
     Raises OutputError before anything runs when `out` holds results of another comparison, or when the disk refuses.
     """
-    count = 1 if processes == "auto" else processes
-    _check(arms, seeds, run_one, count)
+    _check(arms, seeds, processes)
+    executor = _executor(processes, ray, run_one, arms)
     out = Path(out)
     keys = {arm: key_of(recipe, context) for arm, recipe in arms.items()}
-    ledger = _Ledger(arms, seeds, out, keys, on_event or (lambda event: None), count)
+    ledger = _Ledger(arms, seeds, out, keys, on_event or (lambda event: None), executor)
     interrupted = False
     with _alone(out):
         ledger.read()
         try:
-            if count == 1:
-                _in_turn(ledger, run_one)
-            else:
-                _side_by_side(ledger, run_one, count)
+            _carry_out(ledger, executor, run_one)
         except KeyboardInterrupt:
             interrupted = True
             ledger.event("interrupted", message="finished runs are kept; the same command goes on from here")

@@ -127,6 +127,7 @@ def compare(
         level=1 - design.alpha,
         power=design.power,
         family=family,
+        first=design.first,
         about=design.about,
         curves=curves,
         cost=cost,

@@ -25,13 +25,15 @@ class Design:
 
     alpha: the chance of any false verdict in the whole comparison. power: what `detectable` promises. pairs: each arm
     with the first one, or every two arms. about: "recipes" judges over seeds; "models" compares the models of one
-    single seed over items, and a verdict then speaks of these models only.
+    single seed over items, and a verdict then speaks of these models only. first: readings named before anything ran, as the
+    question; half of alpha is theirs, so that the many others do not drown them.
     """
 
     alpha: float = 0.05
     power: float = 0.8
     pairs: Literal["baseline", "all"] = "baseline"
     about: Literal["recipes", "models"] = "recipes"
+    first: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("alpha", "power"):
@@ -227,6 +229,18 @@ def _difference(pair: Pair, stats: Paired | None, p: tuple[float, float, float] 
     )
 
 
+def _corrected(raw: Sequence[float], first: Sequence[bool], alpha: float) -> tuple[Array, Array]:
+    """Holm's correction; where some comparisons come first, of these and of the others apart, each with half of alpha."""
+    values, mine = np.asarray(raw, np.float64), np.asarray(first, bool)
+    if mine.all() or not mine.any():
+        return holm(values, alpha)
+    corrected, tested = np.empty(len(values)), np.empty(len(values))
+    for group in (mine, ~mine):
+        part, tested[group] = holm(values[group], alpha / 2)
+        corrected[group] = np.minimum(1.0, 2 * part)
+    return corrected, tested
+
+
 def differences(
     runs: Sequence[RunResult],
     arms: Sequence[str],
@@ -244,11 +258,17 @@ def differences(
     table = {(r.arm, r.seed): r for r in runs if r.arm in arms and r.seed in seeds}
     failed = {(f.arm, f.seed) for f in failures}
     chosen = [(arms[0], a) for a in arms[1:]] if design.pairs == "baseline" else list(combinations(arms, 2))
-    pairs = [pair_up(i, base, a, table, seeds, failed) for i in readings_of(table.values()) for base, a in chosen]
+    readings = readings_of(table.values())
+    if readings and (absent := [n for n in design.first if n not in {r.name for r in readings}]):
+        known = ", ".join(r.name for r in readings)
+        raise Refused(
+            sentence("the reading that comes first", f"one that was taken: {known}", absent[0], "Name one of them")
+        )
+    pairs = [pair_up(i, base, a, table, seeds, failed) for i in readings for base, a in chosen]
     stats = [paired(c.first, c.second, c.items) if c.seeds else None for c in pairs]
     family = [k for k, c in enumerate(pairs) if c.info.better != 0 and not c.known]
     raw = [_p(pairs[k], s, design.about) if (s := stats[k]) is not None else 1.0 for k in family]
-    corrected, tested = holm(raw, design.alpha)
+    corrected, tested = _corrected(raw, [pairs[k].info.name in design.first for k in family], design.alpha)
     p = {k: (raw[i], float(corrected[i]), float(tested[i])) for i, k in enumerate(family)}
     found = tuple(_difference(c, s, p.get(k), design) for k, (c, s) in enumerate(zip(pairs, stats)))
     return found, len(family)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from luthier.core.batch import Batch
 from luthier.core.card import Needs
 from luthier.core.protocols import Objective
 from luthier.core.signals import Signals
 from luthier.core.terms import Terms, as_terms
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,9 @@ class Weighted(Objective):
     @property
     def name(self) -> str:
         return self.inner.name
+
+    def brings(self, shape: tuple[int, ...], seed: int) -> Mapping[str, nn.Module]:
+        return self.inner.brings(shape, seed)
 
     def __call__(self, batch: Batch, s: Signals) -> tuple[Terms, ...]:
         return tuple(t.scaled(self.weight) for t in as_terms(self.inner(batch, s)))
@@ -57,6 +65,9 @@ class Sum(Objective):
     @property
     def name(self) -> str:
         return " + ".join(o.name for o in self.members)
+
+    def brings(self, shape: tuple[int, ...], seed: int) -> Mapping[str, nn.Module]:
+        return {k: v for o in self.members for k, v in o.brings(shape, seed).items()}
 
     def __call__(self, batch: Batch, s: Signals) -> tuple[Terms, ...]:
         return tuple(t for o in self.members for t in as_terms(o(batch, s)))

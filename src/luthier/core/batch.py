@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from luthier.core.errors import unknown
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -53,6 +55,8 @@ class Batch:
 
     def condition(self, part: str = "") -> dict[str, Tensor]:
         """What the images of a part (the first by default) are conditioned on, by the model's own names; may be empty."""
+        if part and part not in self.parts:
+            raise KeyError(unknown("part", part, self.parts))
         at, size = (self.parts.index(part) if part else 0), len(self)
         return {k.removeprefix(CONDITION): v[at * size : (at + 1) * size]
                 for k, v in self.inputs.items() if k.startswith(CONDITION)}  # fmt: skip

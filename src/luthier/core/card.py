@@ -17,11 +17,13 @@ class Needs:
     empty means any.
     signals: tensors that the engine computes for it ("token_logp", "ref_logp", "token_entropy", "logits", "hidden").
     handles: objects that the recipe hands in ("reference", "teacher", "sampler", "embed", "reward").
+    adapt: tags that an adaptation of the recipe must carry ("factor_pair").
     """
 
     batch: tuple[str, ...] = ()
     signals: tuple[str, ...] = ()
     handles: tuple[str, ...] = ()
+    adapt: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,9 @@ def component(card: Card) -> Callable[[type[T]], type[T]]:
             raise TypeError(f"{cls.__name__} has {len(dataclasses.fields(cls))} parameters; at most 8 are allowed")
         reserved = {"objectives": "weight", "reward": "weight", "adapt": "sites"}.get(getattr(cls, "room", ""))
         if reserved in {f.name for f in dataclasses.fields(cls)}:
-            raise TypeError(f"{cls.__name__} has a parameter {reserved!r}, which recipes take for the slot itself; rename it")
+            raise TypeError(
+                f"{cls.__name__} has a parameter {reserved!r}, which recipes take for the slot itself; rename it"
+            )
         made.id = cls.__module__.removeprefix("luthier.")
         made.card = card
         if "needs" not in cls.__dict__:

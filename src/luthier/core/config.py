@@ -14,12 +14,13 @@ import functools
 import json
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from luthier.core import protocols
 from luthier.core.component import Component
-from luthier.core.errors import ConfigError, UnknownComponent, unknown
+from luthier.core.errors import ConfigError, UnknownComponent, sentence, unknown
 from luthier.core.registry import Entry, find
 from luthier.core.sites import Sites
 
@@ -59,21 +60,26 @@ def _adapter(text: str) -> Any:
     return TypeAdapter(hint, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
 
 
-def nested_room(text: str) -> str | None:
-    """The room of a parameter that is itself a component, else None."""
+def nested_kind(text: str) -> type[Component] | None:
+    """The protocol of a parameter that is itself a component, else None."""
     if not any(name in text for name, v in _namespace().items() if isinstance(v, type) and issubclass(v, Component)):
         return None
     hint = annotation_of(text)
-    for part in (hint, *typing.get_args(hint)):
-        if isinstance(part, type) and issubclass(part, Component):
-            return getattr(part, "room", None)
-    return None
+    return next((p for p in (hint, *typing.get_args(hint)) if isinstance(p, type) and issubclass(p, Component)), None)
+
+
+def nested_room(text: str, owner: str = "") -> str | None:
+    """The room of a parameter that is itself a component, else None; objectives of images stay in their owner's room."""
+    room = getattr(nested_kind(text), "room", None)
+    return "diffusion" if (room, owner) == ("objectives", "diffusion") else room
 
 
 def value_faults(text: str, value: Any, at: str) -> list[str]:
     """Why `value` does not fit the annotation `text`; empty if it does. Strict: "5" is no number, 1 is no truth value."""
     from pydantic import ValidationError
 
+    if isinstance(value, float) and value != value:
+        return [f"{at}: requires a number; got nan"]
     try:
         _adapter(text).validate_json(json.dumps(value))
         return []
@@ -81,7 +87,7 @@ def value_faults(text: str, value: Any, at: str) -> list[str]:
         first = fault.errors()[0]
         need = first["msg"][0].lower() + first["msg"][1:]
         return [f"{at}: {need}; got {value!r} ({type(value).__name__})"]
-    except TypeError:
+    except (TypeError, ValueError):
         return [f"{at}: requires plain YAML or JSON values; got {type(value).__name__}"]
 
 
@@ -130,7 +136,7 @@ def check_component(spec: Any, room: str | None, at: str, extra: Sequence[str] =
             faults.append(f"{at}.{entry.short}: {unknown('parameter', key, [*known, *extra])}")
             continue
         text, where = known[key].annotation, f"{at}.{entry.short}.{key}"
-        inner = nested_room(text)
+        inner = nested_room(text, entry.room)
         if inner is None:
             faults += value_faults(text, value, where)
         elif not (value is None and "None" in text):
@@ -152,14 +158,24 @@ def build_component(spec: Any, room: str | None, at: str, extra: Sequence[str] =
     for parameter in entry.parameters:
         if parameter.name not in given:
             continue
-        inner = nested_room(parameter.annotation)
+        inner, kind = nested_room(parameter.annotation, entry.room), nested_kind(parameter.annotation)
         value = given[parameter.name]
-        if inner is None:
+        if kind is None:
             values[parameter.name] = convert(parameter.annotation, value)
+        elif value is not None:
+            where = f"{at}.{entry.short}.{parameter.name}"
+            made = values[parameter.name] = build_component(value, inner, where)
+            if not isinstance(made, kind):
+                came = f"{made.id!r}, a part of another kind"
+                raise ConfigError(
+                    sentence(where, f"a component that is a {kind.__name__}", came, "See `luthier methods`")
+                )
         else:
-            values[parameter.name] = None if value is None else build_component(value, inner, f"{at}.{parameter.name}")
+            values[parameter.name] = None
     try:
         return entry.load()(**values)
+    except ConfigError as fault:
+        raise ConfigError(f"{at}.{entry.short}: {f}" for f in fault.faults) from fault
     except (ValueError, TypeError) as fault:
         raise ConfigError(f"{at}.{entry.short}: {fault}") from fault
 
@@ -182,23 +198,54 @@ def as_dict(value: Any) -> Any:
     raise TypeError(f"a recipe cannot hold {type(value).__name__}")
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key is given twice")
+    return dict(pairs)
+
+
+MOST_VALUES = 1_000_000
+
+
+def _spread(value: Any, known: dict[int, int]) -> int:
+    """How many values a document has once its aliases are written out; a part that is shared is counted once and added up."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    found = typing.cast("dict[Any, Any] | list[Any]", value)
+    if id(value) not in known:
+        known[id(found)] = 1 + sum(_spread(v, known) for v in (found.values() if isinstance(found, dict) else found))
+    return known[id(found)]
+
+
 def load_yaml(text: str, where: str) -> Any:
-    """Parse YAML safely: duplicate keys are faults, 2e-4 is a number, on/off/yes/no stay words.
+    """Parse YAML or JSON safely: duplicate keys are faults, 2e-4 is a number, 010 is ten, on/off/yes/no stay words.
 
     Raises ConfigError naming file, line and column.
     """
     import yaml
 
+    if text.lstrip().startswith("{"):  # JSON's tabs and pairs of surrogates are none of YAML's
+        with suppress(ValueError, RecursionError):
+            return json.loads(text, object_pairs_hook=_unique)
     try:
-        return yaml.load(text, Loader=_loader())
+        value = yaml.load(text, Loader=_loader())
+        if (size := _spread(value, {})) > MOST_VALUES:
+            raise ConfigError(
+                f"{where}: requires at most {MOST_VALUES:,} values; its aliases spread to {size:,}. Use fewer aliases."
+            )
+        return value
     except yaml.MarkedYAMLError as fault:
         mark = fault.problem_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise ConfigError(f"{where}{place}: requires valid YAML; {fault.problem}") from fault
     except (TypeError, RecursionError) as fault:
-        raise ConfigError(f"{where}: requires plain words as keys and no anchor inside itself; {fault}") from fault
+        raise ConfigError(f"{where}: requires plain words as keys, nested a few levels deep; {fault}") from fault
     except yaml.YAMLError as fault:
         raise ConfigError(f"{where}: requires valid YAML; {fault}") from fault
+    except (ValueError, KeyError, AttributeError) as fault:  # from the constructors of tagged values
+        raise ConfigError(
+            f"{where}: requires values that fit their tags, and numbers of a sane size; {fault}"
+        ) from fault
 
 
 @functools.cache
@@ -208,12 +255,20 @@ def _loader() -> type:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """YAML 1.2 numbers and truth values; duplicate keys refused."""
+        """YAML 1.2 numbers and truth values; duplicate keys and anchors inside themselves refused."""
 
         yaml_implicit_resolvers: typing.ClassVar = {
-            first: [(tag, rx) for tag, rx in pairs if not tag.endswith((":bool", ":float", ":timestamp"))]
+            first: [(tag, rx) for tag, rx in pairs if not tag.endswith((":bool", ":float", ":int", ":timestamp"))]
             for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
+
+        def construct_document(self, node: Any) -> Any:
+            self.deep_construct = True
+            return super().construct_document(node)
+
+        def construct_yaml_int(self, node: Any) -> int:
+            text = self.construct_scalar(node).replace("_", "").lower()
+            return int(text, 16 if text.startswith("0x") else 8 if text.startswith("0o") else 10)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             seen: set[Any] = set()
@@ -227,7 +282,10 @@ def _loader() -> type:
     number = re.compile(
         r"^[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
     )
+    whole = re.compile(r"^[-+]?\d[\d_]*$|^0o[0-7]+$|^0x[\da-fA-F]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:int", whole, list("-+0123456789"))
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
     Loader.add_implicit_resolver(
         "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
     )

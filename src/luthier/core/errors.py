@@ -49,6 +49,10 @@ class NonFinite(LuthierError):
     """A loss or gradient became NaN or infinite; the message names the step and the rows."""
 
 
+class ProcessLost(LuthierError):
+    """Another process of the same training run has ended or does not answer."""
+
+
 class Refused(LuthierError):
     """A combination that cannot work, refused with its reason before training."""
 

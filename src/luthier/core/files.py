@@ -48,22 +48,31 @@ def _explain(fault: OSError, path: Path) -> OutputError:
     )
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically (UTF-8). Raises OutputError when the disk refuses."""
-    name = ""
+@contextmanager
+def _beside(path: Path) -> Generator[Path]:
+    """A file of its own beside `path`, which becomes `path` (flushed, mode 0644) when the block ends without error."""
+    aside: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except OSError as fault:
-        if name:
-            Path(name).unlink(missing_ok=True)
-        raise _explain(fault, path) from fault
+        os.close(handle)
+        aside = Path(name)
+        yield aside
+        _fsync(aside)
+        os.chmod(aside, 0o644)
+        os.replace(aside, path)
+    except BaseException as fault:
+        if aside is not None:
+            aside.unlink(missing_ok=True)
+        if isinstance(fault, OSError):
+            raise _explain(fault, path) from fault
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically (UTF-8). Raises OutputError when the disk refuses."""
+    with _beside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -84,21 +93,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     from safetensors import SafetensorError
     from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
     whole = {k: v.detach().to("cpu").contiguous().clone() for k, v in tensors.items()}
-    try:
-        save_file(whole, str(aside), metadata=dict(metadata or {}))
-        _fsync(aside)
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
-    except SafetensorError as fault:
-        aside.unlink(missing_ok=True)
-        full = "No space left" in str(fault) or "os error 28" in str(fault)
-        raise _explain(OSError(errno.ENOSPC if full else errno.EIO, str(fault)), path) from fault
-    except OSError as fault:
-        aside.unlink(missing_ok=True)
-        raise _explain(fault, path) from fault
+    with _beside(path) as aside:
+        try:
+            save_file(whole, str(aside), metadata=dict(metadata) if metadata else None)
+        except SafetensorError as fault:
+            full = "No space left" in str(fault) or "os error 28" in str(fault)
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(fault)) from fault
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -110,6 +111,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(str(path))
     except (SafetensorError, OSError) as fault:
         raise CheckpointError(f"{path} requires a readable safetensors file; got: {fault}") from fault
+
+
+def _put(aside: Path, target: Path) -> None:
+    """The folder `aside` becomes `target`; what was there goes, or is put back where that fails."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    try:
+        os.replace(aside, target)
+    except OSError:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        raise
+    _fsync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -131,13 +148,7 @@ def whole_folder(target: Path) -> Generator[Path]:
         for path in files:
             _fsync(path)
         os.chmod(aside, 0o755)
-        old = target.with_name(f".{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(aside, target)
-        _fsync(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        _put(aside, target)
     except OSError as fault:
         shutil.rmtree(aside, ignore_errors=True)
         raise _explain(fault, target) from fault
@@ -152,8 +163,8 @@ def damage(folder: Path) -> str | None:
     if not marker.exists():
         return f"{folder} is incomplete: {COMPLETE} is missing"
     try:
-        listed = json.loads(marker.read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError, OSError) as fault:
+        listed = dict(json.loads(marker.read_text(encoding="utf-8"))["files"])
+    except (ValueError, KeyError, TypeError, OSError) as fault:
         return f"{marker} is unreadable: {fault}"
     for name, digest in listed.items():
         path = folder / name

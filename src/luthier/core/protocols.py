@@ -32,6 +32,13 @@ class Objective(Component):
     def __call__(self, batch: Batch, s: Signals) -> Terms | tuple[Terms, ...]:
         raise NotImplementedError
 
+    def brings(self, shape: tuple[int, ...], seed: int) -> Mapping[str, nn.Module]:
+        """Modules that train beside the model, by the handle under which they are asked for; none for most.
+
+        shape: of one input, as the model sees it. They are saved and resumed with what the adaptation trains.
+        """
+        return {}
+
     def __add__(self, other: Objective) -> Objective:
         from luthier.core.algebra import Sum
 
@@ -153,7 +160,8 @@ class Hook(Component):
     Points, in the order of a step: `batch(batch, ctx)` may return a changed batch; `embeddings(x, mask, ctx)` changes token
     embeddings during training forwards; `terms(batch, s, ctx)` adds loss terms; `gradients(named, ctx)` edits gradients in
     place before the optimiser; `stepped(named, ctx)` acts on parameters after it. `start(ctx)` and `end(ctx)` frame the run.
-    A hook that changed nothing at a point is an error unless `may_idle`.
+    A hook that changed nothing at a point is an error unless `may_idle`. A run that goes on from a checkpoint calls
+    `resumed(ctx)` in place of `start`, for what no checkpoint holds.
     """
 
     room: ClassVar[str] = "regularise"
@@ -166,6 +174,9 @@ class Hook(Component):
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore from `state`."""
+
+    def resumed(self, ctx: Context) -> None:
+        """Put back what `start` hung into the live model; called after `load`, nothing by default."""
 
 
 POINTS = ("start", "batch", "embeddings", "terms", "gradients", "stepped", "end")
@@ -297,6 +308,10 @@ class Guidance(Component):
     def guide(self, denoiser: Denoiser, handles: Mapping[str, Any]) -> Denoiser:
         """The denoiser to use instead; handles: other denoisers by name ("reference")."""
         return denoiser
+
+    def renoise(self, z: Tensor, clean: Tensor, handles: Mapping[str, Any]) -> Tensor:
+        """The noise (B, ...) that a step adds to its clean estimate, in place of the normal numbers z."""
+        return z
 
     def choose(self, x: Tensor) -> Tensor | None:
         """Which of the finished samples (B, ...) to keep, (k,) ascending; None keeps all."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.card import Card, Needs
-from luthier.core.errors import UnknownComponent, unknown
+from luthier.core.errors import UnknownComponent, nearest, unknown
 
 ROOMS = ("adapt", "objectives", "regularise", "optim", "edit", "data", "reward", "merge", "decode", "diffusion",
          "embed", "vision", "measure", "loops")  # fmt: skip
@@ -99,7 +99,7 @@ def read_card(text: str, where: str) -> Card | None:
         return None
     end = text.find("\n)\n", start)
     try:
-        node = ast.parse(text[start + 1 : end + 2]).body[0]
+        (node,) = ast.parse(text[start + 1 : end + 2]).body
         assert isinstance(node, ast.Assign)
         return _literal(node.value)
     except (SyntaxError, ValueError, TypeError, AssertionError) as fault:
@@ -146,4 +146,9 @@ def find(name: str, room: str | None = None) -> Entry:
     if others:
         raise UnknownComponent(f"{name!r} is {others[0]!r}, which is not in the room {room!r} that is asked for here")
     names = sorted({e.short for e in pool.values()} | set(pool))
-    raise UnknownComponent(unknown("component", name, names) + "; `luthier methods` lists all")
+    told = (
+        unknown("component", name, names)
+        if nearest(name, names)
+        else f"unknown component {name!r}, and none is like it;"
+    )
+    raise UnknownComponent(f"{told} `luthier methods` lists all")

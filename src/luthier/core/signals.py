@@ -124,11 +124,15 @@ class Signals:
         if name not in self.parts:
             raise KeyError(unknown("part", name, self.parts))
         at = self.parts.index(name)
-        return Signals({k: (v[at],) if len(v) == len(self.parts) else v for k, v in self._values.items()}, (name,), self._handles)
+        return Signals(
+            {k: (v[at],) if len(v) == len(self.parts) else v for k, v in self._values.items()}, (name,), self._handles
+        )
 
     def replaced(self, **changed: Tensor | tuple[Tensor, ...]) -> Signals:
         """The same signals with some replaced; derived signals that depend on them are computed anew."""
-        stale = {p + d for p in ("", *PREFIXES) for d in DERIVED}
+        stale = {
+            p + d for p in ("", *PREFIXES) for d in DERIVED if any(self._key(p, b) in changed for b in DERIVED[d][0])
+        }
         kept = {k: v for k, v in self._values.items() if k not in stale or k in changed}
         return Signals({**kept, **{k: v if isinstance(v, tuple) else (v,) for k, v in changed.items()}}, self.parts,
                        self._handles)  # fmt: skip

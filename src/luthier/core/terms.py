@@ -38,8 +38,3 @@ class Terms:
 def as_terms(out: Terms | tuple[Terms, ...]) -> tuple[Terms, ...]:
     """One term or several, always as a tuple."""
     return (out,) if isinstance(out, Terms) else out
-
-
-def token_mean(term: Terms) -> tuple[Tensor, Tensor]:
-    """(numerator, count) of a term; dividing them gives the mean over counted values."""
-    return term.sums()

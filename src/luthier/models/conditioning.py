@@ -6,6 +6,7 @@ of the network. The second half runs inside the training forward, so that text e
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,8 +40,24 @@ class Conditioner(nn.Module):
         """Raw inputs -> keyword arguments of the network."""
         return {}
 
-    def save(self, folder: Path) -> None:
-        """Write what `load_conditioner` needs."""
+    def told(self, raw: Mapping[str, Tensor]) -> str:
+        """One row's raw inputs in words, as the model reads them; padding is left out."""
+        return "; ".join(f"{k} {' '.join(map(str, v.flatten().tolist()))}" for k, v in raw.items())
+
+    def add_word(self, word: str, like: str) -> tuple[str, int]:
+        """Teach a new word, whose vector is that of `like`. Returns the name of the table of word vectors, and its row there.
+
+        Raises ModelError where the word is known or `like` is not, or where the model is not conditioned on words.
+        """
+        raise ModelError(sentence("a new word", "a model that is conditioned on captions by one table of words", type(self).__name__,
+                                  "Use another model, or train without new words"))  # fmt: skip
+
+    def drop_word(self) -> None:
+        """Forget the word that was added last; all is as it was before."""
+        raise ModelError("dropping a word requires one that was added; there is none.")
+
+    def save(self, folder: Path, changed: Mapping[str, Tensor] | None = None) -> None:
+        """Write what `load_conditioner` needs, with `changed` tensors in the place of its own."""
 
 
 class ClassLabels(Conditioner):
@@ -91,6 +108,7 @@ class WordCaptions(Conditioner):
         """words: the vocabulary without padding; length: words per caption; dim: of their vectors."""
         super().__init__()
         self.words, self.length, self.encoded = list(words), length, (name,)
+        self.before: list[nn.Embedding] = []
         self.embedding = nn.Embedding(len(self.words) + 1, dim)
         self.position = nn.Parameter(torch.zeros(length, dim))
 
@@ -110,7 +128,8 @@ class WordCaptions(Conditioner):
             foreign = [w for w in split if w not in known]
             if foreign:
                 raise DataError(
-                    f"row {at + 1}: {unknown('word', foreign[0], self.words)} The model knows {len(self.words)} words."
+                    f"row {at + 1}: {unknown('word', foreign[0], self.words)} The model knows {len(self.words)} words; "
+                    "the adaptation textual_inversion teaches a new one."
                 )
             if len(split) > self.length:
                 raise DataError(
@@ -118,6 +137,9 @@ class WordCaptions(Conditioner):
                 )
             out[at, : len(split)] = torch.tensor([known[w] for w in split])
         return {"ids": out}
+
+    def told(self, raw: Mapping[str, Tensor]) -> str:
+        return " · ".join(self.words[i - 1] for i in raw["ids"].flatten().tolist() if i)
 
     def null(self, n: int) -> dict[str, Tensor]:
         """Nothing but padding."""
@@ -127,19 +149,26 @@ class WordCaptions(Conditioner):
         """(B, length, dim)."""
         return {self.encoded[0]: self.embedding(raw["ids"]) + self.position}
 
-    def add_word(self, word: str, like: str | None = None) -> int:
-        """Teach a new word; its vector begins as that of `like` (zero without). Returns its number."""
-        old = self.embedding
-        new = nn.Embedding(old.num_embeddings + 1, old.embedding_dim, device=old.weight.device, dtype=old.weight.dtype)
-        with torch.no_grad():
-            new.weight[:-1] = old.weight
-            new.weight[-1] = old.weight[self.words.index(like) + 1] if like else 0.0
-        new.weight.requires_grad_(old.weight.requires_grad)
-        self.embedding = new
+    def add_word(self, word: str, like: str) -> tuple[str, int]:
+        """Teach a new word, whose vector is that of `like`. Raises ModelError where it is known, or `like` is not."""
+        if word in self.words or word.split() != [word.lower()]:
+            raise ModelError(
+                sentence("a new word", "one lower-case word that the model does not know", repr(word), "Choose another")
+            )
+        if like not in self.words:
+            raise ModelError(f"{unknown('word', like, self.words)} A new word begins as one that the model knows.")
+        self.before.append(self.embedding)
+        row = self.embedding.num_embeddings
+        self.embedding = grown(self.embedding, self.words.index(like) + 1, row)
         self.words.append(word)
-        return len(self.words)
+        return "embedding", row
 
-    def save(self, folder: Path) -> None:
+    def drop_word(self) -> None:
+        """Forget the word that was added last."""
+        self.embedding = self.before.pop()
+        self.words.pop()
+
+    def save(self, folder: Path, changed: Mapping[str, Tensor] | None = None) -> None:
         """conditioner.json and conditioner.safetensors."""
         facts = {
             "kind": "words",
@@ -149,7 +178,8 @@ class WordCaptions(Conditioner):
             "name": self.encoded[0],
         }
         (folder / "conditioner.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "conditioner.safetensors")
+        state = {**{k: v for k, v in self.state_dict().items() if ".adapted." not in k}, **(changed or {})}
+        save_file({k: v.detach().contiguous() for k, v in state.items()}, folder / "conditioner.safetensors")
 
 
 class ClipText(Conditioner):
@@ -162,6 +192,7 @@ class ClipText(Conditioner):
         """encoder: a CLIPTextModel; tokenizer: its own."""
         super().__init__()
         self.encoder, self.tokenizer = encoder, tokenizer
+        self.before: list[tuple[nn.Module, Any]] = []
 
     def _ids(self, captions: Sequence[str]) -> Tensor:
         length = min(self.tokenizer.model_max_length, self.encoder.config.max_position_embeddings)  # type: ignore[union-attr]
@@ -178,6 +209,12 @@ class ClipText(Conditioner):
                                          "Add one, or name the column with data.fields"))  # fmt: skip
         return {"ids": self._ids([r["caption"] for r in rows])}
 
+    def told(self, raw: Mapping[str, Tensor]) -> str:
+        ids, pad = raw["ids"].flatten().tolist(), self.tokenizer.pad_token_id
+        while len(ids) > 1 and ids[-1] == pad == ids[-2]:
+            ids.pop()
+        return " · ".join(self.tokenizer.convert_ids_to_tokens(ids))
+
     def null(self, n: int) -> dict[str, Tensor]:
         """The empty caption."""
         return {"ids": self._ids([""] * n)}
@@ -185,6 +222,50 @@ class ClipText(Conditioner):
     def forward(self, **raw: Tensor) -> dict[str, Tensor]:
         """(B, length, dim)."""
         return {"encoder_hidden_states": self.encoder(raw["ids"])[0]}
+
+    def add_word(self, word: str, like: str) -> tuple[str, int]:
+        """Teach the tokenizer and the encoder a new word, whose vector is that of `like`, which must be a single token."""
+        encoder: Any = self.encoder
+        single = self.tokenizer(like, add_special_tokens=False)["input_ids"]
+        if len(single) != 1:
+            raise ModelError(
+                sentence(
+                    "a new word", "to begin as a word of one token", f"{like!r} of {len(single)}", "Choose another"
+                )
+            )
+        taught = copy.deepcopy(self.tokenizer)
+        if word != word.strip() or word in taught.get_vocab() or not taught.add_tokens(word):
+            raise ModelError(
+                sentence(
+                    "a new word", "one that the tokenizer does not know", repr(word), "Choose another, such as <new>"
+                )
+            )
+        old = encoder.get_input_embeddings()
+        self.before.append((old, self.tokenizer))
+        self.tokenizer = taught
+        row = taught.convert_tokens_to_ids(word)
+        table = grown(old, single[0], row)
+        encoder.set_input_embeddings(table)
+        encoder.config.vocab_size = table.num_embeddings
+        return next(name for name, module in self.named_modules() if module is table), row
+
+    def drop_word(self) -> None:
+        """Forget the word that was added last."""
+        encoder: Any = self.encoder
+        old, self.tokenizer = self.before.pop()
+        encoder.set_input_embeddings(old)
+        encoder.config.vocab_size = old.num_embeddings  # type: ignore[union-attr]
+
+
+def grown(table: nn.Embedding, like: int, row: int) -> nn.Embedding:
+    """The table of word vectors with row `like` once more as row `row`, longer where it must be; it does not train."""
+    made = nn.Embedding(max(table.num_embeddings, row + 1), table.embedding_dim, table.padding_idx, device=table.weight.device,
+                        dtype=table.weight.dtype)  # fmt: skip
+    with torch.no_grad():
+        made.weight[: table.num_embeddings] = table.weight
+        made.weight[row] = table.weight[like]
+    made.weight.requires_grad_(False)
+    return made
 
 
 def load_conditioner(folder: Path) -> WordCaptions:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+_PASSED = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
 _ROPES = ("default", "linear", "llama3", "yarn")
 
 
@@ -33,6 +34,19 @@ def _joined(*modules: nn.Module) -> tuple[Tensor, Tensor | None] | None:
         return None
     weight = torch.cat([m.weight for m in modules])  # type: ignore[misc]
     return weight, None if biases[0] is None else torch.cat(biases)  # type: ignore[arg-type]
+
+
+def _changed(model: Any) -> bool:
+    """Whether a module that the loop passes by (the model, a block, a sublayer, a norm) is adapted, hooked or replaced.
+
+    Asked each time: an adaptation that still changes nothing, or is switched off for now, would pass the probe.
+    """
+    body = model.base_model
+    passed = [model, body, getattr(body, "norm", body)]
+    for layer in getattr(body, "layers", ()):
+        passed += [layer, *(m for name, m in layer.named_children() if name in _PASSED)]
+    return any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__
+               or not type(m).__module__.startswith(("transformers.", "torch.")) for m in passed)  # fmt: skip
 
 
 class LlamaDecoder:
@@ -70,7 +84,7 @@ class LlamaDecoder:
         if config is None or config.model_type not in FAMILIES or getattr(config, "sliding_window", None):
             return None
         rope = getattr(config, "rope_parameters", None) or {}
-        if rope.get("rope_type", "default") not in _ROPES:
+        if rope.get("rope_type", "default") not in _ROPES or _changed(model):
             return None
         key = id(model)
         known = cls._verdicts.get(key)

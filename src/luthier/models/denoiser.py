@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.batch import Batch
-from luthier.core.errors import ModelError, sentence
+from luthier.core.errors import ModelError, Refused, sentence
 from luthier.core.moment import at_moment
+from luthier.models._forms import form_of
+from luthier.models._text_encoders import ENCODERS, TextEncoders, text_conditioner
 from luthier.models.conditioning import ClassLabels, ClipText, Conditioner, load_conditioner
 from luthier.models.loading import DTYPES, snapshot
-from luthier.models.pipelines import read_index
-
-CONSTANT: Mapping[str, dict[str, Any]] = {
-    "PixArtTransformer2DModel": {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}},
-}
-"""Keyword arguments that an architecture requires and that say nothing."""
+from luthier.models.pipelines import latent_shape, pixel_shape, read_index
 
 Time = Callable[[Tensor], Tensor]
 
@@ -35,7 +32,7 @@ class DenoiserModule(nn.Module):
         """network: a diffusers model (x, timestep, ...) -> prediction."""
         super().__init__()
         self.network, self.conditioner = network, conditioner or Conditioner()
-        self.constant = CONSTANT.get(type(network).__name__, {})
+        self.form = form_of(network)
         for module in network.modules():
             inner: Any = module
             if type(module).__name__ == "LabelEmbedding":
@@ -48,9 +45,9 @@ class DenoiserModule(nn.Module):
         return self.conditioner(**condition)
 
     def forward(self, x: Tensor, time: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        """x (B, C, H, W), time (B,) in the network's own units -> prediction (B, C, H, W)."""
-        out = self.network(x, timestep=time, **self.encode(condition), **self.constant, return_dict=False)[0]
-        return out[:, : x.shape[1]]
+        """x (B, C, H, W), time (B,) in the network's own units -> prediction (B, C, H, W), of x's type."""
+        own = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), x.dtype)
+        return self.form(self.network, x.to(own), time, self.encode(condition)).to(x.dtype)
 
 
 class Runner:
@@ -131,6 +128,17 @@ class LoadedDenoiser:
     folder: Path
     part: str
 
+    @property
+    def tokens(self) -> int:
+        """How many patches the network cuts an image into; places of latents where it cuts none."""
+        config: Any = self.module.network.config
+        side = (
+            2
+            if type(self.module.network).__name__ == "FluxTransformer2DModel"
+            else int(getattr(config, "patch_size", 1))
+        )
+        return (self.shape[1] // side) * (self.shape[2] // side)
+
 
 class LatentCodec:
     """Images in [-1, 1] to a VAE's latents and back."""
@@ -146,69 +154,86 @@ class LatentCodec:
     def encode(self, images: Tensor) -> Tensor:
         """Means of the latents, (B, C, H', W')."""
         vae: Any = self.vae
-        return (vae.encode(images).latent_dist.mode() - self.shift) * self.scale
+        return (vae.encode(images.to(vae.dtype)).latent_dist.mode() - self.shift) * self.scale
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W); gradients flow to the latents."""
         vae: Any = self.vae
-        return vae.decode(latents / self.scale + self.shift, return_dict=False)[0]
+        return vae.decode(latents.to(vae.dtype) / self.scale + self.shift, return_dict=False)[0]
 
 
-def load_denoiser(source: str, dtype: str = "fp32") -> LoadedDenoiser:
-    """A pipeline folder of diffusers, or a lab world's. Raises ModelError naming the part that is missing or unfit."""
+def load_denoiser(source: str, dtype: str = "fp32", weights: bool = True) -> LoadedDenoiser:
+    """A pipeline folder of diffusers, or a lab world's. Raises ModelError naming the part that is missing or unfit.
+
+    weights: False builds every network from its configuration alone. The VAE of a model in half precision is kept in fp32.
+    """
     folder = snapshot(source)
     index, part = read_index(folder)
     scheduler = {}
     if (folder / "scheduler" / "scheduler_config.json").is_file():
         scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    network = _part(folder, part, index, dtype)
-    vae = _part(folder, "vae", index, dtype) if index.get("vae", [None])[0] else None
-    module = DenoiserModule(network, _conditioner(folder, network, index, dtype))
-    config: Any = network.config
-    size = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
-    return LoadedDenoiser(
-        module.eval(),
-        scheduler,
-        None if vae is None else LatentCodec(vae),
-        (config.in_channels, size, size),
-        folder,
-        part,
-    )
+    load = _Parts(folder, index, dtype, weights)
+    network = load(part)
+    wide = replace(load, dtype="fp64" if dtype == "fp64" else "fp32")
+    codec = LatentCodec(wide("vae")) if index.get("vae", [None])[0] else None
+    module = DenoiserModule(network, _conditioner(network, load))
+    return LoadedDenoiser(module.eval(), scheduler, codec, latent_shape(folder), folder, part)
 
 
-def _part(folder: Path, part: str, index: Mapping[str, Any], dtype: str) -> nn.Module:
-    """One component of a pipeline by the class that its index names, safetensors only."""
-    import diffusers
-    import transformers
-
-    library, name = index[part]
-    kind = getattr(diffusers if library == "diffusers" else transformers, name, None)
-    if library not in ("diffusers", "transformers") or kind is None:
-        raise ModelError(sentence(f"model {folder}, {part}", "a class of diffusers or transformers", f"{library}.{name}",
-                                  "Luthier runs no remote code; use a converted model"))  # fmt: skip
-    extra = {"use_safetensors": True, ("torch_dtype" if library == "diffusers" else "dtype"): DTYPES[dtype]}
+@contextmanager
+def made_in(dtype: torch.dtype) -> Iterator[None]:
+    """New floating-point tensors have this type inside the block."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
     try:
-        return kind.from_pretrained(str(folder / part), **extra).eval()
-    except (OSError, ValueError, RuntimeError) as fault:
-        first = str(fault).strip().splitlines()[0].rstrip(".")
-        raise ModelError(
-            sentence(f"model {folder}, {part}", "a config and safetensors weights", first, "Download it again")
-        ) from fault
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
-def _conditioner(folder: Path, network: nn.Module, index: Mapping[str, Any], dtype: str) -> Conditioner:
+@dataclass(frozen=True)
+class _Parts:
+    """Loads components of a pipeline by the class that its index names, safetensors only."""
+
+    folder: Path
+    index: Mapping[str, Any]
+    dtype: str
+    weights: bool
+
+    def __call__(self, part: str) -> nn.Module:
+        """One component in evaluation mode."""
+        import diffusers
+        import transformers
+
+        library, name = self.index[part]
+        kind = getattr(diffusers if library == "diffusers" else transformers, name, None)
+        if library not in ("diffusers", "transformers") or kind is None:
+            raise ModelError(sentence(f"model {self.folder}, {part}", "a class of diffusers or transformers", f"{library}.{name}",
+                                      "Luthier runs no remote code; use a converted model"))  # fmt: skip
+        at, dtype = str(self.folder / part), DTYPES[self.dtype]
+        try:
+            if self.weights:
+                said = "torch_dtype" if library == "diffusers" else "dtype"
+                return kind.from_pretrained(at, use_safetensors=True, **{said: dtype}).eval()
+            with made_in(dtype):
+                if library == "diffusers":
+                    return kind.from_config(kind.load_config(at)).eval()
+                return kind(kind.config_class.from_pretrained(at)).eval()
+        except (OSError, ValueError, RuntimeError) as fault:
+            first = str(fault).strip().splitlines()[0].rstrip(".")
+            raise ModelError(
+                sentence(f"model {self.folder}, {part}", "a config and safetensors weights", first, "Download it again")
+            ) from fault
+
+
+def _conditioner(network: nn.Module, load: _Parts) -> Conditioner:
     config: Any = network.config
+    folder, index = load.folder, load.index
     if (folder / "conditioner" / "conditioner.json").is_file():
-        return load_conditioner(folder / "conditioner").to(DTYPES[dtype])
-    if index.get("text_encoder", [None])[0]:
-        from transformers import AutoTokenizer
-
-        if type(network).__name__ != "UNet2DConditionModel" or index.get("text_encoder_2", [None])[0]:
-            raise ModelError(sentence(f"model {folder}", "one text encoder and a UNet2DConditionModel, class labels, or no condition",
-                                      f"{type(network).__name__} with other text encoders", "This kind is not supported yet"))  # fmt: skip
-        return ClipText(
-            _part(folder, "text_encoder", index, dtype), AutoTokenizer.from_pretrained(str(folder / "tokenizer"))
-        )
+        with made_in(DTYPES[load.dtype]):
+            return load_conditioner(folder / "conditioner")
+    if any(index.get(p, [None])[0] for p in ENCODERS):
+        return text_conditioner(folder, network, index, pixel_shape(folder)[1:], load)
     if type(network).__name__ == "DiTTransformer2DModel":
         return ClassLabels(int(config.num_embeds_ada_norm), unconditional=True)
     if getattr(config, "num_class_embeds", None):
@@ -222,7 +247,7 @@ def save_denoiser(loaded: LoadedDenoiser, changed: Mapping[str, Tensor], conditi
         if item.name not in (loaded.part, "conditioner"):
             shutil.copytree(item, out / item.name) if item.is_dir() else shutil.copy2(item, out / item.name)
     network: Any = loaded.module.network
-    with torch.device("meta"):
+    with torch.device("meta"), made_in(network.dtype):
         shell = type(network).from_config(network.config)
     known = set(shell.state_dict())
     state = {k: v.detach() for k, v in network.state_dict().items() if k in known}
@@ -230,14 +255,31 @@ def save_denoiser(loaded: LoadedDenoiser, changed: Mapping[str, Tensor], conditi
     shell.to_empty(device="cpu").load_state_dict(state)
     shell.save_pretrained(out / loaded.part)
     own = {k.removeprefix("conditioner."): v for k, v in changed.items() if k.startswith("conditioner.")}
-    if isinstance(conditioner, ClipText):
-        encoder: Any = conditioner.encoder
-        whole = {k: own.get(f"encoder.{k}", v) for k, v in encoder.state_dict().items() if ".adapted." not in k}
-        shutil.rmtree(out / "text_encoder", ignore_errors=True)
-        encoder.save_pretrained(out / "text_encoder", state_dict=whole)
-    elif (loaded.folder / "conditioner").is_dir():
+    for part, (prefix, encoder) in _encoders(conditioner).items():
+        whole = {k: own.get(prefix + k, v) for k, v in encoder.state_dict().items() if ".adapted." not in k}
+        shutil.rmtree(out / part, ignore_errors=True)
+        encoder.save_pretrained(out / part, state_dict=whole)
+    if (loaded.folder / "conditioner").is_dir():
         (out / "conditioner").mkdir(parents=True)
-        with torch.no_grad():
-            for name, value in own.items():
-                conditioner.get_parameter(name).copy_(value)
-        conditioner.save(out / "conditioner")
+        conditioner.save(out / "conditioner", own)
+    if isinstance(conditioner, ClipText) and conditioner.before:
+        conditioner.tokenizer.save_pretrained(out / "tokenizer")
+
+
+def _encoders(conditioner: Conditioner) -> dict[str, tuple[str, Any]]:
+    """Text encoders by the pipeline's names, with the prefix of their weights' names in the conditioner."""
+    if isinstance(conditioner, TextEncoders):
+        return {p: (f"encoders.{p}.", m) for p, m in conditioner.encoders.items()}
+    return {"text_encoder": ("encoder.", conditioner.encoder)} if isinstance(conditioner, ClipText) else {}
+
+
+def pipeline_name(loaded: LoadedDenoiser, name: str) -> str:
+    """A name of the module's as the pipeline has it: "unet.mid_block...". Raises Refused for what pipelines have no place for."""
+    for part, (prefix, _) in _encoders(loaded.module.conditioner).items():
+        if name.startswith(f"conditioner.{prefix}"):
+            return f"{part}.{name.removeprefix(f'conditioner.{prefix}')}"
+    if not name.startswith("network."):
+        raise Refused(
+            sentence("a LoRA file", "changes of the network or of text encoders", name, "Export the merged model")
+        )
+    return f"{loaded.part}.{name.removeprefix('network.')}"

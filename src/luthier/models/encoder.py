@@ -84,20 +84,24 @@ class LoadedEncoder:
     layers: int
 
 
-def load_encoder(source: str, dtype: str = "fp32") -> LoadedEncoder:
+def load_encoder(source: str, dtype: str = "fp32", weights: bool = True) -> LoadedEncoder:
     """A sentence-transformers folder, a plain folder of transformers (mean pooling), a hub name of either, or "minilm".
 
-    Raises ModelError naming the file or the module that is missing or unfit.
+    weights: False builds the network from its configuration alone. Raises ModelError naming the file or the module that is
+    missing or unfit.
     """
     import transformers
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
 
     folder = _folder(source)
     part, pooling, normalise, own = _modules(folder)
     check_folder(folder / part)
     transformers.utils.logging.disable_progress_bar()
     try:
-        model = AutoModel.from_pretrained(str(folder / part), dtype=DTYPES[dtype], use_safetensors=True)
+        if weights:
+            model = AutoModel.from_pretrained(str(folder / part), dtype=DTYPES[dtype], use_safetensors=True)
+        else:
+            model = AutoModel.from_config(AutoConfig.from_pretrained(str(folder / part)), dtype=DTYPES[dtype])
     except (OSError, ValueError, RuntimeError) as fault:
         first = str(fault).strip().splitlines()[0].rstrip(".")
         raise ModelError(

@@ -29,13 +29,18 @@ def check_folder(folder: Path) -> None:
         raise ModelError(sentence(f"model folder {folder}", "weights as *.safetensors", came, do))
 
 
+def _no_folder(source: str) -> ModelError:
+    came = "is a file" if Path(source).expanduser().is_file() else "does not exist"
+    return ModelError(sentence("model", "an existing folder", f"{source!r}, which {came}", "Check the path"))
+
+
 def snapshot(source: str) -> Path:
     """The local folder of a model that is given as a folder or a hub name, downloaded if it is not here. Raises ModelError."""
     path = Path(source).expanduser()
     if path.is_dir():
         return path
     if source.startswith((".", "/", "~")):
-        raise ModelError(sentence("model", "an existing folder", f"{source!r}, which does not exist", "Check the path"))
+        raise _no_folder(source)
     from huggingface_hub import snapshot_download
 
     try:
@@ -52,7 +57,7 @@ def load_config(source: str) -> Any:
     if path.is_dir():
         check_folder(path)
     elif source.startswith((".", "/", "~")):
-        raise ModelError(sentence("model", "an existing folder", f"{source!r}, which does not exist", "Check the path"))
+        raise _no_folder(source)
     try:
         return AutoConfig.from_pretrained(str(path) if path.is_dir() else source, trust_remote_code=False)
     except (OSError, ValueError) as fault:
@@ -64,6 +69,9 @@ def _explain(source: str, fault: Exception) -> str:
     if "trust_remote_code" in str(fault):
         return sentence(f"model {source!r}", "an architecture that transformers knows", "one that ships its own code",
                         "Luthier runs no remote code; use a converted model")  # fmt: skip
+    if isinstance(fault, ImportError):
+        return sentence(f"model {source!r}", "a package that reads its weights", first, "Install it, or name the model before "
+                        "it was quantised")  # fmt: skip
     return sentence(
         f"model {source!r}", "a model folder or a reachable hub name", first, "Check the name or the network"
     )
@@ -90,7 +98,7 @@ def load_causal_lm(source: str, dtype: str = "fp32", attention: str | None = Non
             str(path) if path.is_dir() else source, config=config, dtype=DTYPES[dtype], output_loading_info=True,
             use_safetensors=True, **extra)  # fmt: skip
         model, info = loaded
-    except (OSError, ValueError, RuntimeError, SafetensorError) as fault:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as fault:
         raise ModelError(_explain(source, fault)) from fault
     if missing := sorted(info["missing_keys"]):
         raise ModelError(sentence(f"model {source!r}", "all weights of its architecture", f"{len(missing)} missing, first "

@@ -34,19 +34,33 @@ def read_index(folder: Path) -> tuple[dict[str, Any], str]:
     return index, part
 
 
-def pixel_shape(folder: Path) -> tuple[int, int, int]:
-    """(C, H, W) of the images that the pipeline is about, latents undone."""
+def latent_shape(folder: Path) -> tuple[int, int, int]:
+    """(C, H, W) of what the network denoises: latents where there is a VAE, else pixels."""
     index, part = read_index(folder)
     config = _json(folder / part / "config.json")
-    size = config.get("sample_size")
+    channels, size = int(config["in_channels"]), config.get("sample_size")
+    if (
+        index[part][1] == "FluxTransformer2DModel"
+    ):  # takes squares of two by two, of any size; the VAE says which is usual
+        channels, size = channels // 4, int(_json(folder / "vae" / "config.json")["sample_size"]) // _factor(folder)
     size = size[0] if isinstance(size, list) else size
     if not isinstance(size, int):
         raise ModelError(sentence(f"model {folder}, {part}", "a sample_size in config.json", repr(size), "Add it"))
+    return channels, size, size
+
+
+def pixel_shape(folder: Path) -> tuple[int, int, int]:
+    """(C, H, W) of the images that the pipeline is about, latents undone."""
+    shape, index = latent_shape(folder), read_index(folder)[0]
     if not index.get("vae", [None])[0]:
-        return int(config["in_channels"]), size, size
-    vae = _json(folder / "vae" / "config.json")
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    return int(vae.get("in_channels", 3)), size * factor, size * factor
+        return shape
+    channels = int(_json(folder / "vae" / "config.json").get("in_channels", 3))
+    return channels, shape[1] * _factor(folder), shape[2] * _factor(folder)
+
+
+def _factor(folder: Path) -> int:
+    """Pixels along one side of a latent."""
+    return 2 ** (len(_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
 
 
 def takes_captions(folder: Path) -> bool:

@@ -127,6 +127,18 @@ def k_centre(
     >>> k_centre(torch.tensor([[0.0], [1.0], [10.0]]), 2, start=0)
     (tensor([0, 2]), tensor(1.))
     """
+    index, far = centres_and_distances(x, k, start, kind)
+    return index, far.max()
+
+
+def centres_and_distances(
+    x: Tensor, k: int, start: int | Sequence[int] | None = None, kind: Kind = "euclidean"
+) -> tuple[Tensor, Tensor]:
+    """As `k_centre`, with every row's distance to its nearest centre (n,) instead of the radius; time n k d.
+
+    >>> centres_and_distances(torch.tensor([[0.0], [1.0], [10.0]]), 2, start=0)[1].tolist()
+    [0.0, 1.0, 0.0]
+    """
     check_matrix(x, "k-centre")
     n = x.shape[0]
     if k < 1 or n == 0:
@@ -148,7 +160,7 @@ def k_centre(
         taken[new] = True
         far = torch.minimum(far, nearest(x, x[new : new + 1], kind)[0])
         far[new] = 0
-    return torch.tensor(chosen, dtype=torch.long), far.max()
+    return torch.tensor(chosen, dtype=torch.long), far
 
 
 def covering_radius(x: Tensor, chosen: Tensor, kind: Kind = "euclidean") -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.errors import sentence
-from luthier.ops.distances import check_matrix, unit
+from luthier.ops.distances import BLOCK, check_matrix, unit
 
 
 def _checked(eigenvalues: Tensor, who: str) -> Tensor:
@@ -67,11 +67,21 @@ def vendi_from_kernel(kernel: Tensor, q: float = 1.0) -> Tensor:
     return effective_number(p / p.sum(), q)
 
 
+def _second_moment(x: Tensor, normalise: bool) -> Tensor:
+    """X^T X (d, d) in float64 of x (n, d), rows scaled to length 1 if asked; float64 copies of one block at a time."""
+    gram = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+    for part in x.split(max(1, BLOCK // x.shape[1])):
+        wide = (unit(part) if normalise else part).double()
+        gram = gram + wide.T @ wide
+    return gram
+
+
 def vendi(x: Tensor, q: float = 1.0, normalise: bool = True) -> Tensor:
     """Vendi score of order q of vectors (n, d) under the cosine of normalised rows, or their dot product; a scalar.
 
-    X X^T / n and X^T X / n share their positive eigenvalues, so the smaller of the two is decomposed: exact at any n
-    and d. Rows must have length one where `normalise` is False. Raises ValueError for rows of zeros.
+    X X^T / n and X^T X / n share their positive eigenvalues, so the smaller of the two is decomposed: exact at any n and d,
+    in time n d min(n, d) and, beside x, memory for one block of rows and that matrix. Rows must have length one where
+    `normalise` is False. Raises ValueError for rows of zeros.
     """
     check_matrix(x, "the Vendi score")
     n, d = x.shape
@@ -83,7 +93,10 @@ def vendi(x: Tensor, q: float = 1.0, normalise: bool = True) -> Tensor:
         raise ValueError(
             sentence("the Vendi score", "rows of length one", f"a length of {float(length.max()):.4g}", "Set normalise")
         )
-    wide = (unit(x) if normalise else x).double()
-    gram = wide @ wide.T if n <= d else wide.T @ wide
+    if n <= d:
+        wide = (unit(x) if normalise else x).double()
+        gram = wide @ wide.T
+    else:
+        gram = _second_moment(x, normalise)
     p = _checked(torch.linalg.eigvalsh(gram / n), "the Vendi score")
     return effective_number(p / p.sum(), q)

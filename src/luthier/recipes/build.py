@@ -31,7 +31,7 @@ from luthier.core.registry import find
 from luthier.core.signals import base_signals, split
 from luthier.models.generation import Sampling
 from luthier.models.language import LanguageModule, LanguageView
-from luthier.recipes.recipe import Recipe
+from luthier.recipes.recipe import Recipe, samples
 from luthier.recipes.rows import Rows, Splits, advice, kind_after, load_splits, retained
 from luthier.train.feed import Feed, RowFeed
 from luthier.train.loop import Event, Job
@@ -55,8 +55,7 @@ class Parts:
 class Prepared:
     """A recipe made ready: everything but the training itself.
 
-    kit: what only image models (`recipes.images.Kit`) or encoders (`recipes.embeddings.PairKit`) have. helpers: models that
-    decoding components listen to.
+    kit: what its kind of model does with it (`recipes.kits.Kit`). helpers: models that decoding components listen to.
     """
 
     recipe: Recipe
@@ -202,7 +201,9 @@ def select_rows(
             notes += built.notes
             continue
         if not isinstance(choose, Select):
-            raise ConfigError(sentence(f"data.steps[{i}]", "a selector or builder", choose.id, "Make rows from Python first"))
+            raise ConfigError(
+                sentence(f"data.steps[{i}]", "a selector or builder", choose.id, "Make rows from Python first")
+            )
         choice = choose(rows.rows, ctx)
         notes.append(f"{choose.id} kept {len(choice.index)} of {len(rows.rows)} rows: {choice.reason}")
         rows.keep(choice.index.tolist())
@@ -229,9 +230,14 @@ def model_source(recipe: Recipe) -> str:
     return recipe.model
 
 
-def attach_all(model: torch.nn.Module, adapt: Sequence[tuple[Adaptation, Sites]], seed: int) -> Any:
-    """Attach one adaptation, or several on disjoint sites as one handle."""
+def attach_all(model: torch.nn.Module, adapt: Sequence[tuple[Adaptation, Sites]], seed: int,
+               beside: Mapping[str, torch.nn.Module] | None = None) -> Any:  # fmt: skip
+    """Attach one adaptation, or several on disjoint sites as one handle. beside: modules that the objective brings."""
     handles = [one.attach(model, sites, seed) for one, sites in adapt]
+    if beside:
+        from luthier.adapt.beside import BesideHandle
+
+        handles.append(BesideHandle(model, beside))
     if len(handles) == 1:
         return handles[0]
     from luthier.adapt.attach import Several
@@ -243,21 +249,20 @@ def prepare(
     recipe: Recipe, out: Path | None = None, on_event: Event | None = None, accelerator: Any = None
 ) -> Prepared:
     """Load, encode, attach: everything up to the first step. Raises with the error form; loses nothing."""
+    from luthier.recipes.kits import kind_of
+
+    return kind_of(recipe).prepare(recipe, out, on_event, accelerator)
+
+
+def prepare_text(recipe: Recipe, out: Path | None, on_event: Event | None, accelerator: Any) -> Prepared:
+    """A recipe of a language model, made ready; its kit is still to be put in."""
     from luthier.models.loading import load_causal_lm, load_config, load_tokenizer, with_pad
-    from luthier.recipes.embeddings import prepare_embeddings
     from luthier.recipes.helpers import load_helpers
-    from luthier.recipes.image_check import is_image
-    from luthier.recipes.images import prepare_images
-    from luthier.recipes.pair_rows import is_pairs
     from luthier.recipes.text import encode_training, renderer
 
-    if is_image(recipe.model, recipe.objective):
-        return prepare_images(recipe, out, on_event, accelerator)
-    if is_pairs(recipe.objective):
-        return prepare_embeddings(recipe, out, on_event, accelerator)
     parts = build_parts(recipe)
     splits = load_splits(recipe.data, recipe.seed)
-    kind = "group" if recipe.loop is not None else fit_kind(parts.objective, splits.train, recipe.data.steps)
+    kind = "group" if samples(recipe.loop) else fit_kind(parts.objective, splits.train, recipe.data.steps)
     source = model_source(recipe)
     load_config(source)
     tokenizer = with_pad(load_tokenizer(recipe.tokenizer or source))
@@ -308,7 +313,11 @@ def _fit_test(splits: Splits, parts: Parts, text: Any) -> list[str]:
     kept = text.fitting(splits.test)
     lost = len(splits.test) - len(kept)
     splits.test = [splits.test[i] for i in kept]
-    return [f"{lost} of {lost + len(kept)} test rows are left out: their answer does not fit data.max_length"] if lost else []
+    return (
+        [f"{lost} of {lost + len(kept)} test rows are left out: their answer does not fit data.max_length"]
+        if lost
+        else []
+    )
 
 
 def _teacher(recipe: Recipe) -> Any:
@@ -335,7 +344,9 @@ def _feed(recipe: Recipe, parts: Parts, kind: str, encoded: Any, policy: Policy,
                                    "Change one of them"))  # fmt: skip
         whole = "group" in parts.objective.needs.signals
         if whole and recipe.rollout.group < 2:
-            raise Refused(sentence(parts.objective.name, "at least two completions per prompt", "rollout.group: 1", "Raise it"))
+            raise Refused(
+                sentence(parts.objective.name, "at least two completions per prompt", "rollout.group: 1", "Raise it")
+            )
         rows = [as_prompt(r) for r in rows]
         return RolloutFeed(policy, [list(e[0].ids) for e in encoded.examples], rows, parts.reward,
                            _advantage(parts.objective), recipe.rollout.group, train.batch, recipe.seed,
@@ -346,7 +357,18 @@ def _feed(recipe: Recipe, parts: Parts, kind: str, encoded: Any, policy: Policy,
     feed = RowFeed(encoded.examples, kind, encoded.parts, pad_id, train.batch, recipe.seed, train.micro, width, columns,
                    meta=rows)  # fmt: skip
     feed.tables = _taught(recipe, parts.objective, policy, feed)
-    return feed
+    return feed if recipe.loop is None else _over_rows(recipe, kind, policy, feed)
+
+
+def _over_rows(recipe: Recipe, kind: str, policy: Policy, pool: RowFeed) -> Feed:
+    """The batches of a procedure that learns from the rows' own answers."""
+    from luthier.loops._parts import RowParts
+
+    procedure = build_component(recipe.loop, "loops", "loop")
+    if procedure.gives != kind:
+        do = f"Use rows of {procedure.gives}, or leave the loop out"
+        raise Refused(sentence(f"loop {procedure.name}", f"{procedure.gives} data", f"{kind} data", do))
+    return procedure.feed(RowParts(policy, pool, recipe.train.total_steps))
 
 
 def _taught(recipe: Recipe, objective: Objective, policy: Policy, feed: RowFeed) -> dict[str, list[torch.Tensor]]:
@@ -371,7 +393,9 @@ def _taught(recipe: Recipe, objective: Objective, policy: Policy, feed: RowFeed)
 def words_asked(objective: Objective) -> int:
     """How many of a teacher's words at each token an objective reads; 0 for none."""
     members = objective.members if isinstance(objective, Sum) else (objective,)
-    return max(getattr(getattr(one, "inner", one), "top", 1) if "topk_id" in one.needs.signals else 0 for one in members)
+    return max(
+        getattr(getattr(one, "inner", one), "top", 1) if "topk_id" in one.needs.signals else 0 for one in members
+    )
 
 
 def packing_of(recipe: Recipe, packs: bool) -> int | None:
@@ -391,7 +415,9 @@ def _procedure(recipe: Recipe, parts: Parts, encoded: Any, rows: Any, policy: Po
     wanted, procedure = parts.objective.needs.batch, build_component(recipe.loop, "loops", "loop")
     if wanted and procedure.gives not in wanted:
         do = "Use nll or dft" if procedure.gives == "text" else "Use dpo or another pair loss"
-        raise Refused(sentence(f"loop {procedure.name}", f"an objective for {procedure.gives} data", parts.objective.name, do))
+        raise Refused(
+            sentence(f"loop {procedure.name}", f"an objective for {procedure.gives} data", parts.objective.name, do)
+        )
     assert parts.reward is not None
     sampling = Sampling(recipe.rollout.max_new, recipe.rollout.temperature, text.stop)
     handed = FeedParts(policy, [list(e[0].ids) for e in encoded.examples], rows, parts.reward, sampling, recipe.train.batch,

@@ -1,25 +1,20 @@
-"""Runs as files other tools read: a merged transformers model, a PEFT checkpoint; and runs read back."""
+"""Runs as files other tools read: merged models, PEFT checkpoints, LoRA files of pipelines; and runs read back."""
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from luthier.core.errors import ModelError, OutputError, Refused, sentence
-from luthier.core.files import read_json, read_tensors, whole_folder
-from luthier.recipes.build import Prepared, attach_all, build_adapt, build_decode, model_source
+from luthier.core.files import read_json, read_tensors, whole_folder, write_tensors
+from luthier.recipes.build import attach_all, build_adapt, build_decode, model_source
 from luthier.recipes.recipe import Recipe, parse
 from luthier.train.sharding import gathered
-
-
-def write_merged(prepared: Prepared, folder: Path, main: bool = True) -> None:
-    """The adapted weights folded into the base, as one transformers folder; the live model is left as it is."""
-    model: Any = prepared.policy.view.module.model
-    write_folded(model, prepared.policy.attached, prepared.policy.tokenizer, folder, main)
 
 
 def write_folded(model: Any, attached: Any, tokenizer: Any, folder: Path, main: bool = True) -> None:
@@ -59,6 +54,22 @@ def write_folded(model: Any, attached: Any, tokenizer: Any, folder: Path, main: 
             raise
 
 
+def recipe_of(run: Path) -> Recipe:
+    """The recipe of a finished run. Raises ModelError when the folder holds none."""
+    if not (run / "adapter" / "adaptation.safetensors").is_file():
+        raise ModelError(sentence(f"folder {run}", "a finished run (adapter/)", "none", "Run `luthier run` first"))
+    return parse({k: v for k, v in read_json(run / "manifest.json")["recipe"].items() if v is not None})
+
+
+def attached_of(
+    run: Path, recipe: Recipe, model: torch.nn.Module, beside: Mapping[str, torch.nn.Module] | None = None
+) -> Any:
+    """The run's adaptation on its model. beside: modules that its objective brings."""
+    attached = attach_all(model, build_adapt(recipe.adapt), recipe.seed, beside)
+    attached.load(read_tensors(run / "adapter" / "adaptation.safetensors"))
+    return attached
+
+
 class LoadedRun:
     """A finished run read back: the model with its adaptation attached."""
 
@@ -67,18 +78,12 @@ class LoadedRun:
         from luthier.models.language import LanguageModule
         from luthier.models.loading import load_causal_lm, load_tokenizer
 
-        manifest = folder / "manifest.json"
-        if not (folder / "adapter" / "adaptation.safetensors").is_file():
-            raise ModelError(
-                sentence(f"folder {folder}", "a finished run (adapter/)", "none", "Run `luthier run` first")
-            )
         self.folder = folder
-        self.recipe: Recipe = parse({k: v for k, v in read_json(manifest)["recipe"].items() if v is not None})
+        self.recipe: Recipe = recipe_of(folder)
         source = model_source(self.recipe)
         self.model = load_causal_lm(source, self.recipe.dtype)
         self.tokenizer = load_tokenizer(self.recipe.tokenizer or source)
-        self.attached = attach_all(self.model, build_adapt(self.recipe.adapt), self.recipe.seed)
-        self.attached.load(read_tensors(folder / "adapter" / "adaptation.safetensors"))
+        self.attached = attached_of(folder, self.recipe, self.model)
         self.module = LanguageModule(self.model)
 
     def subject(self, seed: int = 0) -> Any:
@@ -105,21 +110,71 @@ def free_folder(out: Path) -> None:
 
 def export(folder: Path, to: str, out: Path) -> None:
     """Write a run as "merged" or "peft". Raises Refused where the adaptation has no such form."""
-    if to not in ("merged", "peft"):
-        raise Refused(sentence("export --to", "'merged' or 'peft'", repr(to), "Choose one of them"))
-    free_folder(out)
-    run = LoadedRun(folder)
-    if to == "merged":
-        write_folded(run.model, run.attached, run.tokenizer, out)
-    else:
-        from luthier.adapt.export import export_lora
+    from luthier.recipes.kits import kind_of
 
-        if not hasattr(run.attached, "modules"):
-            names = " + ".join(a.id for a, _ in build_adapt(run.recipe.adapt))
-            raise Refused(
-                sentence("export --to peft", "one low-rank adaptation, as lora", names, "Export with --to merged")
-            )
-        export_lora(run.attached, out, model_source(run.recipe))
+    recipe = recipe_of(folder)
+    kind = kind_of(recipe)
+    if to not in kind.exports:
+        raise Refused(sentence("export --to", " or ".join(map(repr, kind.exports)), repr(to), "Choose one of them"))
+    free_folder(out)
+    kind.export(recipe, folder, to, out)
+
+
+def one_adaptation(recipe: Recipe) -> None:
+    """Raise Refused where the recipe has several adaptations, which no adapter file of other tools can hold."""
+    if len(parts := build_adapt(recipe.adapt)) > 1:
+        names = " + ".join(a.id for a, _ in parts)
+        raise Refused(
+            sentence("export --to peft", "one adaptation, low-rank or of peft", names, "Export with --to merged")
+        )
+
+
+def export_text(run: Path, to: str, out: Path) -> None:
+    """A language model as a transformers folder, or its adaptation as a PEFT checkpoint."""
+    from luthier.adapt.export import export_lora
+
+    held = LoadedRun(run)
+    if to == "merged":
+        write_folded(held.model, held.attached, held.tokenizer, out)
+        return
+    one_adaptation(held.recipe)
+    export_lora(held.attached, out, model_source(held.recipe))
+
+
+def export_pairs(recipe: Recipe, run: Path, to: str, out: Path) -> None:
+    """A text encoder as a sentence-transformers folder, or its adaptation as a PEFT checkpoint of its transformer."""
+    from luthier.adapt.export import export_lora
+    from luthier.models.encoder import load_encoder
+    from luthier.recipes.pair_kit import write_merged_encoder
+
+    loaded = load_encoder(recipe.model, recipe.dtype)
+    attached = attached_of(run, recipe, loaded.module.model)
+    if to == "merged":
+        write_merged_encoder(loaded, attached, out)
+        return
+    one_adaptation(recipe)
+    export_lora(attached, out, recipe.model)
+
+
+def export_images(recipe: Recipe, run: Path, to: str, out: Path) -> None:
+    """An image model as a pipeline folder, or its adaptation as the LoRA file that pipelines of diffusers load."""
+    from luthier.adapt.export import lora_tensors
+    from luthier.models.denoiser import pipeline_name
+    from luthier.recipes.image_kit import write_merged_images
+    from luthier.recipes.image_runs import reread
+
+    loaded, attached, beside = reread(run, recipe)
+    if to == "merged":
+        write_merged_images(loaded, attached, out)
+        return
+    one_adaptation(recipe)
+    if beside:
+        attached = attached.handles[0]
+    named = {pipeline_name(loaded, k.removeprefix("base_model.model.")): v for k, v in lora_tensors(attached).items()}
+    if odd := [k for k in named if not k.endswith((".lora_A.weight", ".lora_B.weight"))]:
+        raise Refused(sentence("export --to peft", "linear layers and convolutions", odd[0], "Export with --to merged"))
+    with whole_folder(out) as aside:
+        write_tensors(aside / "pytorch_lora_weights.safetensors", named, {"format": "pt"})
 
 
 def plain_subject(source: str, seed: int = 0) -> Any:

@@ -4,71 +4,22 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.nn import Module
 
-from luthier.core import MeasureContext, Reading
-from luthier.core.errors import DataError, Refused, sentence
-from luthier.models.denoiser import load_denoiser
-from luthier.recipes.images import ImageSubject, as_floats, codec_of, drawer, source_of, view_of
-from luthier.recipes.recipe import Data, ImageSampling, Recipe, parse
+from luthier.core.errors import DataError, sentence
+from luthier.models.denoiser import LoadedDenoiser, load_denoiser
+from luthier.recipes.images import ImageSubject, brought, codec_of, drawer, source_of, view_of
+from luthier.recipes.recipe import Data, ImageSampling, Recipe
 
 IMAGE_TAG = "image"
 """Measures whose card needs this kind of batch read images; all others read text."""
-
-
-def measure_images(prepared: Any, cost: Mapping[str, float]) -> list[Reading]:
-    """All readings of the recipe's measures on its test conditions."""
-    ctx = context_of(prepared, cost)
-    out: list[Reading] = []
-    for one in prepared.parts.measures:
-        if fits(one):
-            out += list(one(prepared.kit.subject, prepared.kit.test.rows, ctx))
-    return out
-
-
-def context_of(prepared: Any, cost: Mapping[str, float]) -> MeasureContext:
-    """Handles of image measures: the world's reader where there is one, the test images, the cost."""
-    images = tuple(as_floats(part) for part in prepared.kit.test.images)
-    handles = {"images": images, "read": prepared.kit.subject.read}
-    return MeasureContext(prepared.recipe.seed, cost=dict(cost), handles=handles)
-
-
-def fits(measure: Any) -> bool:
-    """Whether a measure reads images, or costs, which everything has."""
-    return IMAGE_TAG in measure.needs.batch or measure.id.startswith("measure.cost.")
-
-
-def image_faults(prepared: Any) -> list[str]:
-    """Sentences on parts of suites that are left out. Raises Refused for a measure of text that was named."""
-    named = [m for m in prepared.recipe.measure if isinstance(m, str | dict)]
-    short = {next(iter(m)) if isinstance(m, dict) else m for m in named}
-    faults = [sentence(f"measure {m.name}", "a language model", "an image model", "Leave it out")
-              for m in prepared.parts.measures if not fits(m) and short & {m.name, m.id}]  # fmt: skip
-    reader = prepared.kit.subject.read
-    unread = [m for m in prepared.parts.measures if "read" in m.needs.handles and reader is None]
-    faults += [sentence(f"measure {m.name}", "a world that reads its images exactly (lab:image)", "other data", "Leave it out")
-               for m in unread if short & {m.name, m.id}]  # fmt: skip
-    if faults:
-        raise Refused("\n".join(dict.fromkeys(faults)))
-    left = [m.id for m in prepared.parts.measures if not fits(m) or m in unread]
-    prepared.parts.measures[:] = [m for m in prepared.parts.measures if m.id not in left]
-    return [f"{ident} is left out: it does not fit these data" for ident in left]
-
-
-def image_samples(prepared: Any, each: int = 4, count: int = 8) -> list[dict[str, Any]]:
-    """Images of a few test conditions, as data that a report can show, with the base's beside them."""
-    rows = prepared.kit.test.rows[:count]
-    if not rows:
-        return []
-    made = prepared.kit.subject.generate(rows, samples=each, role="samples")
-    return [{"prompt": str(r.get("caption", r.get("label", "image"))), "reference": "", "outputs": [], "images": [png(x) for x in images]}
-            for r, images in zip(rows, made, strict=True)]  # fmt: skip
 
 
 def picture(image: Tensor) -> Any:
@@ -105,22 +56,27 @@ def subject_at(source: str, sampling: ImageSampling | None, seed: int) -> ImageS
 
     sampling: None takes the run's own, or the defaults.
     """
-    from luthier.core.files import read_json, read_tensors
-    from luthier.recipes.build import attach_all, build_adapt
+    from luthier.recipes.export import recipe_of
 
     folder = Path(source)
     is_run = (folder / "adapter").is_dir()
-    if is_run:
-        recipe = parse({k: v for k, v in read_json(folder / "manifest.json")["recipe"].items() if v is not None})
-    else:
-        recipe = Recipe(model=source, data=Data(train="none"), objective="denoise")
+    recipe = recipe_of(folder) if is_run else Recipe(model=source, data=Data(train="none"), objective="denoise")
     recipe = replace(recipe, seed=seed, sampling=sampling or recipe.sampling)
-    loaded = load_denoiser(source_of(recipe), recipe.dtype)
-    if is_run:
-        attached = attach_all(loaded.module, build_adapt(recipe.adapt), recipe.seed)
-        attached.load(read_tensors(folder / "adapter" / "adaptation.safetensors"))
+    loaded, _, beside = reread(folder, recipe) if is_run else (load_denoiser(source_of(recipe), recipe.dtype), None, {})
     view = view_of(loaded)
-    return ImageSubject(view, drawer(recipe, view.path, loaded.shape, {}), loaded.module.conditioner.tokens, *codec_of(loaded))
+    return ImageSubject(
+        view, drawer(recipe, view.path, loaded, beside), loaded.module.conditioner.tokens, *codec_of(loaded)
+    )
+
+
+def reread(run: Path, recipe: Recipe) -> tuple[LoadedDenoiser, Any, dict[str, Module]]:
+    """(the pipeline of a finished run, its adaptation on it, the modules that its objective brought)."""
+    from luthier.recipes.build import build_objective
+    from luthier.recipes.export import attached_of
+
+    loaded = load_denoiser(source_of(recipe), recipe.dtype)
+    beside = brought(recipe, build_objective(recipe.objective), loaded)
+    return loaded, attached_of(run, recipe, loaded.module, beside), beside
 
 
 def asked(prompts: Sequence[str], subject: ImageSubject) -> list[dict[str, Any]]:
@@ -129,9 +85,13 @@ def asked(prompts: Sequence[str], subject: ImageSubject) -> list[dict[str, Any]]
     if not raw:
         return [{}] * max(1, len(prompts))
     if not prompts:
-        raise DataError("generate requires at least one prompt; got none. Give --prompt TEXT, or lines on standard input.")
+        raise DataError(
+            "generate requires at least one prompt; got none. Give --prompt TEXT, or lines on standard input."
+        )
     if raw == ("label",):
         if bad := [p for p in prompts if not p.strip().isdigit()]:
-            raise DataError(sentence("generate", "class numbers as prompts", repr(bad[0]), "This model takes labels, not text"))
+            raise DataError(
+                sentence("generate", "class numbers as prompts", repr(bad[0]), "This model takes labels, not text")
+            )
         return [{"label": int(p)} for p in prompts]
     return [{"caption": p} for p in prompts]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from luthier.core import Guidance, Sampler
 from luthier.core.config import build_component
 from luthier.core.errors import ConfigError, Refused, sentence, unknown
 from luthier.core.protocols import Row
-from luthier.models.denoiser import DenoiserView, LoadedDenoiser, load_denoiser
+from luthier.models.denoiser import DenoiserView, LoadedDenoiser
 from luthier.models.pipelines import pixel_shape
 from luthier.recipes.image_check import IMAGE_WORLD as WORLD
 from luthier.recipes.recipe import Recipe
-from luthier.train.images import ImageFeed
+from luthier.train.images import ImageFeed, Prior
 
 
 @dataclass
@@ -113,10 +113,10 @@ class ImageSubject:
         return self._told[key]
 
 
-def drawer(recipe: Recipe, path: Any, shape: tuple[int, int, int], handles: Mapping[str, Any]) -> Any:
+def drawer(recipe: Recipe, path: Any, loaded: LoadedDenoiser, handles: Mapping[str, Any]) -> Any:
     """The recipe's `sampling` section as a function of (runner, condition, numbers of the samples, role)."""
     from luthier.diffusion.samplers._driver import Noise, sample
-    from luthier.diffusion.schedules._grid import make_grid
+    from luthier.diffusion.schedules._grid import make_grid, shifted
 
     asked = recipe.sampling
     sampler: Sampler = build_component(asked.sampler, "diffusion", "sampling.sampler")
@@ -128,15 +128,31 @@ def drawer(recipe: Recipe, path: Any, shape: tuple[int, int, int], handles: Mapp
         raise Refused(sentence("sampling.guides", "guidance that keeps every sample", chooses[0],
                                "Use it from Python (luthier.diffusion.guidance)"))  # fmt: skip
     grid = make_grid(path, asked.steps, asked.spacing)
+    if asked.spacing == "uniform":
+        grid = shifted(grid, shift_of(loaded.scheduler, loaded.tokens))
 
     def draw(runner: Any, condition: Mapping[str, Tensor], numbers: Tensor, role: str) -> Tensor:
         noise = Noise(recipe.seed, tuple(numbers.tolist()), role)
         held = runner.encode(condition) if condition else None
         device = next(runner.view.module.parameters()).device
-        x = noise.start(path, (len(numbers), *shape)).to(device)
+        x = noise.start(path, (len(numbers), *loaded.shape)).to(device)
         return sample(runner, sampler, x, grid, held, noise, guidance=guides, handles=handles)
 
     return draw
+
+
+def shift_of(scheduler: Mapping[str, Any], tokens: int) -> float:
+    """How much longer a flow pipeline samples at high noise (arXiv 2403.03206, eq. 23); 1 for other schedulers.
+
+    tokens: of the network for one image, by which pipelines of several sizes choose it.
+    """
+    if "FlowMatch" not in str(scheduler.get("_class_name", "")):
+        return 1.0
+    if not scheduler.get("use_dynamic_shifting"):
+        return float(scheduler.get("shift") or 1.0)
+    few, many = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
+    low, high = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
+    return math.exp(low + (high - low) * (tokens - few) / (many - few))
 
 
 def source_of(recipe: Recipe) -> str:
@@ -169,7 +185,9 @@ def pictures(recipe: Recipe, source: str, split: str, n: int, loaded: LoadedDeno
         made = _files(recipe, source, pixels, n, kind)
     made.conditions = conditioner.tokens(made.rows) if conditioner.raw else {}
     if loaded.codec is not None:
-        made.images = tuple(torch.cat([loaded.codec.encode(as_floats(b)) for b in part.split(16)]) for part in made.images)
+        made.images = tuple(
+            torch.cat([loaded.codec.encode(as_floats(b)) for b in part.split(16)]) for part in made.images
+        )
     return made
 
 
@@ -190,7 +208,9 @@ def _files(recipe: Recipe, source: str, shape: tuple[int, int, int], n: int, kin
         parts = ("chosen", "rejected")
         sides = [load_images(source, shape, data.resize, "error", {**(data.fields or {}), "image": p}) for p in parts]
         told, mark = f"{len(sides[0].rows)} pairs of images from {source}", "".join(s.fingerprint for s in sides)
-        made = Pictures(tuple(torch.from_numpy(s.pixels) for s in sides), parts, sides[0].rows, {}, kind, told, mark, source)
+        made = Pictures(
+            tuple(torch.from_numpy(s.pixels) for s in sides), parts, sides[0].rows, {}, kind, told, mark, source
+        )
     else:
         found = load_images(source, shape, data.resize, data.on_bad, data.fields)
         images = () if kind == "image_prompts" else (torch.from_numpy(found.pixels),)
@@ -202,47 +222,17 @@ def _files(recipe: Recipe, source: str, shape: tuple[int, int, int], n: int, kin
     return made
 
 
-@dataclass
-class Kit:
-    """What a prepared image recipe has beside the common parts."""
-
-    loaded: LoadedDenoiser
-    subject: ImageSubject
-    test: Pictures
-
-
-def prepare_images(recipe: Recipe, out: Path | None, on_event: Any, accelerator: Any) -> Any:
-    """Load, encode, attach: everything up to the first step of an image recipe."""
-    from luthier.recipes.build import Prepared, attach_all, build_parts
-    from luthier.recipes.rows import Splits
-    from luthier.train.loop import Job
-    from luthier.train.policy import Policy
-
-    parts = build_parts(recipe)
-    kind = kind_of(parts.objective)
-    loaded = load_denoiser(source_of(recipe), recipe.dtype)
-    if recipe.train.threads:
-        torch.set_num_threads(recipe.train.threads)
-    data = recipe.data
-    train = pictures(recipe, data.train, "train", data.rows, loaded, kind, recipe.seed)
-    test = _test(recipe, train, loaded, kind)
-    attached = attach_all(loaded.module, parts.adapt, recipe.seed)
-    if accelerator is not None:
-        loaded.module.to(accelerator.device)
-    view = view_of(loaded)
-    policy = Policy(view, attached, _teacher(recipe))
-    policy.handles = handles_of(recipe, parts, policy, loaded, test)
-    draw = drawer(recipe, view.path, loaded.shape, {"reference": policy.handle("reference")})
-    subject = ImageSubject(view, draw, loaded.module.conditioner.tokens, *codec_of(loaded), read=_reader(data.test or data.train),
-                           off=attached.disabled)  # fmt: skip
-    feed = feed_of(recipe, train, loaded, parts.objective)
-    job = Job(policy, parts.objective, feed, recipe.train, parts.optimiser, parts.schedule, parts.hooks, recipe.seed, out,
-              f"{recipe.identity}:{train.fingerprint}", accelerator, on_event, policy.handles)  # fmt: skip
-    return Prepared(recipe, parts, Splits(train, test.rows, []), train, policy, feed, job, [train.statement, *train.notes],
-                    Kit(loaded, subject, test))  # fmt: skip
+def brought(recipe: Recipe, objective: Any, loaded: LoadedDenoiser) -> dict[str, torch.nn.Module]:
+    """Modules that the objective brings, by handle. Raises Refused where weights are spread over processes."""
+    made = dict(objective.brings(loaded.shape, recipe.seed))
+    if made and recipe.train.shard:
+        raise Refused(
+            sentence(objective.name, "train.shard false, as it brings modules of its own", "true", "Leave it out")
+        )
+    return made
 
 
-def kind_of(objective: Any) -> str:
+def batch_kind(objective: Any) -> str:
     """The kind of batches that an image objective reads. Raises Refused for objectives of text."""
     members = getattr(objective, "members", (objective,))
     kinds = {k for one in members for k in getattr(one, "inner", one).needs.batch}
@@ -252,59 +242,11 @@ def kind_of(objective: Any) -> str:
     return kinds.pop()
 
 
-def _test(recipe: Recipe, train: Pictures, loaded: LoadedDenoiser, kind: str) -> Pictures:
-    """Test images: a source of their own, a world's test split, or a share of the training images held out."""
-    from luthier.recipes.rows import holdout
-
-    data = recipe.data
-    if data.test is not None or data.train.startswith(WORLD):
-        return pictures(recipe, data.test or data.train, "test", data.test_rows or 100, loaded, kind, 0)
-    kept, out = holdout(len(train.rows), data.holdout)
-    test = replace(train, rows=list(train.rows), notes=[])
-    test.keep(out[: data.test_rows or len(out)])
-    train.keep(kept)
-    train.notes.append(f"no test data given: {len(out)} images held out of training (data.holdout)")
-    return test
-
-
 def codec_of(loaded: LoadedDenoiser) -> tuple[Any, Any]:
     """(decode, encode) between the model's range and images in [-1, 1]."""
     if loaded.codec is None:
         return (lambda x: x), (lambda x: x)
     return loaded.codec.decode, loaded.codec.encode
-
-
-def _reader(source: str) -> Any:
-    if not source.startswith(WORLD):
-        return None
-    from luthier.recipes.image_world import reader
-
-    return reader(source)
-
-
-def _teacher(recipe: Recipe) -> Any:
-    """Another pipeline as the teacher, None without."""
-    if recipe.teacher is None:
-        return None
-    return view_of(load_denoiser(source_of(replace(recipe, model=recipe.teacher)), recipe.dtype))
-
-
-def handles_of(recipe: Recipe, parts: Any, policy: Any, loaded: LoadedDenoiser, test: Pictures) -> dict[str, Any]:
-    """What objectives may ask for beside policy, reference and teacher: "ema" and "reward"."""
-    from luthier.train.policy import averaged
-
-    out: dict[str, Any] = {}
-    average = next((h for h in parts.hooks if hasattr(h, "average")), None)
-    if average is not None:
-        out["ema"] = policy.view.runner(partial(averaged, policy, average), partial(policy.count, "ema"))
-    if parts.reward is not None:
-        reward = parts.reward
-        if hasattr(reward, "bound"):
-            from luthier.recipes.image_world import world_rewards
-
-            reward = reward.bound(world_rewards())
-        out["reward"] = ImageReward(reward, codec_of(loaded)[0])
-    return out
 
 
 @dataclass(frozen=True)
@@ -321,7 +263,7 @@ class ImageReward:
 
 def feed_of(recipe: Recipe, train: Pictures, loaded: LoadedDenoiser, objective: Any) -> ImageFeed:
     """Batches of the training images."""
-    members = getattr(objective, "members", (objective,))
+    members = [getattr(one, "inner", one) for one in getattr(objective, "members", (objective,))]
     conditioner = loaded.module.conditioner
     null = {k: v[0] for k, v in conditioner.null(1).items()} if recipe.data.drop_condition and train.conditions else {}
     columns = {
@@ -332,17 +274,33 @@ def feed_of(recipe: Recipe, train: Pictures, loaded: LoadedDenoiser, objective: 
     return ImageFeed(train.images, train.kind, train.parts, recipe.train.batch, recipe.seed, train.conditions, null,
                      recipe.data.drop_condition, recipe.train.micro, columns, train.rows, as_floats,
                      rows=len(train.rows), shape=loaded.shape, steps=recipe.train.total_steps(len(train.rows)),
-                     references=max((getattr(one, "references", 0) for one in members), default=0))  # fmt: skip
+                     references=max((getattr(one, "references", 0) for one in members), default=0),
+                     pair=next((one.pair for one in members if hasattr(one, "pair")), None),
+                     prior=_prior(members, loaded))  # fmt: skip
 
 
-def write_merged_images(loaded: LoadedDenoiser, attached: Any, folder: Path, main: bool = True) -> None:
-    """The pipeline with the adapted weights folded in; the live model is left as it is."""
-    from luthier.core.files import whole_folder
-    from luthier.models.denoiser import save_denoiser
-    from luthier.train.sharding import gathered
+def _prior(members: Sequence[Any], loaded: LoadedDenoiser) -> Prior | None:
+    """Room for the class images that an objective asks for, zeros as yet. Raises Refused where others would read them too."""
+    asked = next((one.class_images for one in members if getattr(one, "class_images", None)), None)
+    if asked is None:
+        return None
+    if len(members) > 1:
+        raise Refused(sentence(f"{members[0].name} beside others", "one objective that reads the batch", f"{len(members)}",
+                               "Put the other one inside dreambooth (its parameter objective)"))  # fmt: skip
+    conditioner, (caption, count) = loaded.module.conditioner, asked
+    if conditioner.raw and not caption.strip():
+        raise Refused(sentence("dreambooth", "the caption of the subject's class", "none", "Give it as prior"))
+    row = {"label": int(caption)} if conditioner.raw == ("label",) and caption.isdigit() else {"caption": caption}
+    return Prior(torch.zeros(count, *loaded.shape), conditioner.tokens([row]))
 
-    changed = {k: gathered(v) for k, v in attached.merged().items()}
-    if not main:
-        return
-    with torch.no_grad(), attached.disabled(), whole_folder(folder) as aside:
-        save_denoiser(loaded, changed, loaded.module.conditioner, aside)
+
+def draw_prior(feed: ImageFeed, subject: ImageSubject, device: Any) -> list[str]:
+    """Have the untrained model draw the class images, by the recipe's own sampling; a note of it, or none."""
+    if feed.prior is None:
+        return []
+    base, numbers, made = subject.base(), torch.arange(len(feed.prior.images)), []
+    for at in numbers.split(subject.batch):
+        held = {k: v.expand(len(at), *v.shape[1:]).to(device) for k, v in feed.prior.conditions.items()}
+        made.append(base.draw(base.runner(), held, at, "prior").cpu())
+    feed.prior.images = torch.cat(made)
+    return [f"{len(numbers)} images of the class were drawn by the untrained model"]

@@ -15,7 +15,8 @@ from annotated_types import Ge, Gt, Le
 from luthier.core.algebra import Sum, Weighted
 from luthier.core.config import as_dict, build_section, check_component, load_yaml, section_faults, value_faults
 from luthier.core.errors import ConfigError, nearest, unknown
-from luthier.core.registry import Entry, entries
+from luthier.core.registry import Entry, entries, find
+from luthier.recipes.composition import inner, refusals
 from luthier.recipes.helpers import decode_model_faults
 from luthier.train.settings import Training
 
@@ -31,6 +32,8 @@ class Data:
     retain: rows of old skills for hooks that train on them (replay, bc_anchor, ewc), at most retain_rows of them; never those
     of `old`, which are measured: of a lab world its split train.
     topk: a file of a teacher's most probable words for these rows (luthier.models.topk).
+    judge_on: which rows measures read: those of test, or "stop", rows for choosing that are neither trained on nor test rows (a
+    world's split `stop`; of files, rows held out of training beside the test rows).
     train_on: which turns are trained. add_end: train an end token where no template writes one. template: a chat template,
     "plain" or "none". noise: share of wrong answers, for lab worlds.
     Of images: resize says what happens to those of another size than the model's; drop_condition: how often an image trains
@@ -46,6 +49,7 @@ class Data:
     rows: Annotated[int, Ge(0)] = 0
     test_rows: Annotated[int, Ge(0)] = 100
     holdout: Annotated[float, Ge(0)] = 0.1
+    judge_on: Literal["test", "stop"] = "test"
     format: str | None = None
     kind: Literal["text", "preference", "scored", "feedback", "judged", "set", "prompts"] | None = None
     fields: dict[str, str] | None = None
@@ -123,7 +127,11 @@ class Recipe:
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, Data | Training | Rollout | ImageSampling):
-                value = {g.name: getattr(value, g.name) for g in fields(value) if getattr(value, g.name) not in (g.default, [])}
+                value = {
+                    g.name: getattr(value, g.name)
+                    for g in fields(value)
+                    if getattr(value, g.name) not in (g.default, [])
+                }
             out[f.name] = _plain(value)
         return out
 
@@ -160,7 +168,13 @@ _SLOTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 _NESTED: Mapping[str, tuple[str, ...]] = {"data": ("steps",), "sampling": ("sampler", "guides")}
 _LISTS = ("objective", "adapt", "regularise", "reward", "measure", "decode")
 _GROUPS: Mapping[str, tuple[str, ...]] = {
-    "objective": ("objectives.", "diffusion.train.", "diffusion.consistency.", "diffusion.align.", "diffusion.personalise."),
+    "objective": (
+        "objectives.",
+        "diffusion.train.",
+        "diffusion.consistency.",
+        "diffusion.align.",
+        "diffusion.personalise.",
+    ),
     "regularise": ("regularise.", "optim.gradients.", "optim.averages."),
     "optimiser": ("optim.rules.",),
     "schedule": ("optim.schedules.",),
@@ -186,7 +200,7 @@ def slot_entries(slot: str, value: Any, faults: list[str]) -> list[Entry]:
         faults += own
         if entry is not None:
             faults += _place_faults(entry, slot, spec, at)
-            found.append(entry)
+            found += [entry, *inner(entry, spec, rooms)]
     return found
 
 
@@ -232,7 +246,9 @@ def recipe_faults(plain: Any) -> list[str]:
         named[slot] = slot_entries(slot, value, faults)
     steps = plain["data"].get("steps") if isinstance(plain.get("data"), Mapping) else None
     if steps is not None and not isinstance(steps, list):
-        faults.append(f"data.steps: requires a list of selectors; got {steps!r}. Write for example [{{longest: {{keep: 0.5}}}}].")
+        faults.append(
+            f"data.steps: requires a list of selectors; got {steps!r}. Write for example [{{longest: {{keep: 0.5}}}}]."
+        )
         steps = None
     for i, step in enumerate(steps or []):
         faults += check_component(step, "data", f"data.steps[{i}]")[1]
@@ -246,7 +262,10 @@ def _sampling_faults(given: Any) -> list[str]:
         return []
     guides = given.get("guides")
     named = [("sampling.sampler", "diffusion.samplers.", given["sampler"])] if "sampler" in given else []
-    named += [(f"sampling.guides[{i}]", "diffusion.guidance.", g) for i, g in enumerate(guides if isinstance(guides, list) else [])]
+    named += [
+        (f"sampling.guides[{i}]", "diffusion.guidance.", g)
+        for i, g in enumerate(guides if isinstance(guides, list) else [])
+    ]
     faults = []
     for at, group, spec in named:
         entry, own = check_component(spec, "diffusion", at)
@@ -259,7 +278,11 @@ def _sampling_faults(given: Any) -> list[str]:
 
 def _unknown_key(key: str, known: Collection[str]) -> str:
     homes = [f"{section}.{key}" for section, cls in _SECTIONS.items() if key in {f.name for f in fields(cls)}]
-    return f"unknown key {key!r}; did you mean {' or '.join(map(repr, homes))}?" if homes else unknown("key", key, sorted(known))
+    return (
+        f"unknown key {key!r}; did you mean {' or '.join(map(repr, homes))}?"
+        if homes
+        else unknown("key", key, sorted(known))
+    )
 
 
 def _not_finite(value: Any, at: str) -> list[str]:
@@ -282,15 +305,30 @@ def _needs_faults(plain: Mapping[str, Any], entries: Mapping[str, list[Entry]]) 
         if needs.batch == ("group",) and not plain.get("reward"):
             faults.append(f"{entry.short} learns from scored samples and requires `reward`; the recipe names none. "
                           "Add for example `reward: exact`.")  # fmt: skip
-    if plain.get("loop") and not plain.get("reward"):
+    if samples(plain.get("loop")) and not plain.get("reward"):
         faults.append("loop: a procedure that learns from its own samples requires `reward`; the recipe names none. "
                       "Add for example `reward: exact`.")  # fmt: skip
-    return faults + decode_model_faults(plain) + _idle_faults(plain, entries.get("objective", ()), entries.get("regularise", ()))
+    adapt, objective = (
+        entries.get("adapt") or [find("full", "adapt")],
+        entries.get("objective") or [find("nll", "objectives")],
+    )
+    faults += refusals(adapt, objective, entries.get("regularise", ()))
+    return (
+        faults
+        + decode_model_faults(plain)
+        + _idle_faults(plain, entries.get("objective", ()), entries.get("regularise", ()))
+    )
+
+
+def samples(loop: Any) -> bool:
+    """Whether an outer procedure learns from samples of the policy, which a reward scores, and not from the rows' own answers."""
+    entry = check_component(as_dict(loop), "loops", "loop")[0] if loop else None
+    return entry is not None and "reward" in entry.card.needs.handles
 
 
 def _idle_faults(plain: Mapping[str, Any], objectives: Iterable[Entry], hooks: Iterable[Entry]) -> list[str]:
     """Keys that would be ignored, or are missing; a recipe says nothing in vain."""
-    samples = bool(plain.get("loop")) or any("group" in e.card.needs.batch for e in objectives)
+    sampled = samples(plain.get("loop")) or any("group" in e.card.needs.batch for e in objectives)
     stored = any("topk_id" in e.card.needs.signals for e in objectives)
     taught = stored or any("teacher" in e.card.needs.handles for e in objectives)
     data = plain.get("data")
@@ -298,10 +336,10 @@ def _idle_faults(plain: Mapping[str, Any], objectives: Iterable[Entry], hooks: I
     if retains and not (isinstance(data, Mapping) and data.get("retain")):
         return [f"{retains[0]} requires rows of old skills; the recipe names none. Add `data.retain: SOURCE`."]
     idle = []
-    rewarded = samples or any("reward" in e.card.needs.handles for e in objectives)
+    rewarded = sampled or any("reward" in e.card.needs.handles for e in objectives)
     if plain.get("reward") and not rewarded:
         idle.append(("reward", "an objective or loop that asks for one (grpo, raft, draft)"))
-    if plain.get("rollout") and not samples:
+    if plain.get("rollout") and not sampled:
         idle.append(("rollout", "an objective or loop that samples (grpo, raft)"))
     if plain.get("teacher") and not taught:
         idle.append(("teacher", "an objective that learns from a teacher"))
@@ -313,7 +351,12 @@ def _idle_faults(plain: Mapping[str, Any], objectives: Iterable[Entry], hooks: I
         idle.append(("data.retain", "a regulariser that trains on old rows (replay, bc_anchor, ewc)"))
     train = plain.get("train")
     if isinstance(train, Mapping) and train.get("warmup") and not isinstance(plain.get("schedule", "linear"), str):
-        idle.append(("train.warmup", "a schedule given by its name alone (else write warmup among the schedule's own parameters)"))
+        idle.append(
+            (
+                "train.warmup",
+                "a schedule given by its name alone (else write warmup among the schedule's own parameters)",
+            )
+        )
     return [f"{key}: requires {need}; this recipe has none, so it would do nothing. Remove it." for key, need in idle]
 
 
@@ -337,7 +380,8 @@ def parse(plain: Mapping[str, Any]) -> Recipe:
 def read(path: Path, sets: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The plain recipe in a YAML or JSON file, with dotted overrides applied. Raises ConfigError naming the place."""
     if not path.is_file():
-        raise ConfigError(f"recipe {path} requires an existing file; got none. Check the path.")
+        came = "a folder. Give a file in it." if path.is_dir() else "none. Check the path."
+        raise ConfigError(f"recipe {path} requires an existing file; got {came}")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as fault:
@@ -347,10 +391,15 @@ def read(path: Path, sets: Mapping[str, Any] | None = None) -> dict[str, Any]:
         raise ConfigError(f"recipe {path} requires at least `model` and `data`; the file is empty.")
     if not isinstance(plain, dict):
         raise ConfigError(f"recipe {path} requires a mapping of keys; got {type(plain).__name__}.")
-    for dotted, value in (sets or {}).items():
-        _assign(plain, dotted, value)
+    override(plain, sets or {})
     plain.setdefault("name", path.stem)
     return plain
+
+
+def override(plain: dict[str, Any], sets: Mapping[str, Any]) -> None:
+    """Apply dotted overrides to a plain recipe, in place. Raises ConfigError where a place is no mapping."""
+    for dotted, value in sets.items():
+        _assign(plain, dotted, value)
 
 
 def _assign(plain: dict[str, Any], dotted: str, value: Any) -> None:

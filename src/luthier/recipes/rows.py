@@ -138,7 +138,7 @@ def load_splits(data: Data, seed: int) -> Splits:
 
         world = World()
         train = world_rows(data.train, "train", data.rows or 512, seed, data.noise)
-        test = world_rows(data.test or data.train, "test", data.test_rows or 100, 0).rows
+        test = world_rows(data.test or data.train, data.judge_on, data.test_rows or 100, 0).rows
         old = [r for s in listed(data.old) for r in _source(s, data, seed).rows]
 
         def verify(row: Row, text: str) -> float:
@@ -160,6 +160,11 @@ def load_splits(data: Data, seed: int) -> Splits:
         test = [train.rows[i] for i in out]
         train.keep(kept)
         train.notes.append(f"no test data given: {len(test)} rows held out of training (data.holdout)")
+    if data.judge_on == "stop":
+        kept, out = holdout(len(train.rows), data.holdout)
+        test = [train.rows[i] for i in out]
+        train.keep(kept)
+        train.notes.append(f"measured on {len(test)} more rows held out of training (data.judge_on: stop)")
     if data.test_rows and len(test) > data.test_rows:
         test = test[: data.test_rows]
     old = [r for s in listed(data.old) for r in _source(s, data, seed).rows]
@@ -190,7 +195,7 @@ def retained(data: Data, seed: int) -> Rows | None:
 
 def _source(source: str, data: Data, seed: int) -> Rows:
     n = data.test_rows or 100
-    return world_rows(source, "test", n, 0) if is_world(source) else _cut(file_rows(source, data), n)
+    return world_rows(source, data.judge_on, n, 0) if is_world(source) else _cut(file_rows(source, data), n)
 
 
 def _cut(rows: Rows, n: int) -> Rows:

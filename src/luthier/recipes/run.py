@@ -14,18 +14,12 @@ from typing import Any
 
 import torch
 
-from luthier.core import MeasureContext, Reading
+from luthier.core import Reading
 from luthier.core.config import as_dict
-from luthier.core.errors import DataError, ModelError, OutputError, Refused, sentence
+from luthier.core.errors import OutputError, Refused, sentence
 from luthier.core.files import read_json, write_json, write_tensors, write_text
-from luthier.measure.suites import SUITES, have, lacks, split
-from luthier.recipes.build import Prepared, build_decode, build_measures, cache_reference, embedder, prepare
-from luthier.recipes.embeddings import PairKit, measure_pairs, pair_faults, write_merged_encoder
-from luthier.recipes.image_runs import image_faults, image_samples, measure_images
-from luthier.recipes.images import write_merged_images
+from luthier.recipes.build import Prepared, cache_reference, prepare
 from luthier.recipes.recipe import Recipe
-from luthier.recipes.rows import measured
-from luthier.recipes.text import renderer
 from luthier.report.manifest import git_state, hardware, versions
 from luthier.train.loop import Event, Loop, Outcome
 
@@ -90,97 +84,17 @@ def _plain(objective: Any) -> Any:
 
 def subject_of(prepared: Prepared) -> Any:
     """The run's model as measures see it."""
-    if prepared.kit is not None:
-        return prepared.kit.subject
-    from luthier.models.changes import changes_of
-    from luthier.models.subject import LanguageSubject
-
-    policy = prepared.policy
-    text = renderer(policy.tokenizer, prepared.recipe.data, policy.view.module.model.config)
-    return LanguageSubject(policy.view.module, policy.tokenizer, text.renders, text.pairs, text.stop, prepared.recipe.seed,
-                           off=policy.attached.disabled, decode=build_decode(prepared.recipe.decode), helpers=prepared.helpers,
-                           changed=changes_of(policy.view.module.model, policy.attached,
-                                              [a for a, _ in prepared.parts.adapt]))  # fmt: skip
+    return prepared.kit.subject
 
 
 def measure(prepared: Prepared, cost: Mapping[str, float]) -> list[Reading]:
     """All readings of the recipe's measures on its test rows."""
-    if not prepared.parts.measures:
-        return []
-    splits, recipe = prepared.splits, prepared.recipe
-    if isinstance(prepared.kit, PairKit):
-        return measure_pairs(prepared, cost)
-    if prepared.kit is not None:
-        return measure_images(prepared, cost)
-    ctx = MeasureContext(recipe.seed, embedder(recipe), splits.verify, dict(cost), measured(splits.old), splits.truth)
-    subject, rows = subject_of(prepared), measured(splits.test)
-    chosen, _ = chosen_measures(recipe, have(rows, ctx, subject))
-    readings: list[Reading] = []
-    for one in chosen:
-        readings += list(one(subject, rows, ctx))
-    return readings
+    return prepared.kit.measure(prepared, cost) if prepared.parts.measures else []
 
 
 def check_measures(prepared: Prepared) -> list[str]:
     """What suites leave out, in sentences. Raises Refused where a measure could not run, so that no training is spent first."""
-    if not prepared.parts.measures:
-        return []
-    if isinstance(prepared.kit, PairKit):
-        return pair_faults(prepared)
-    if prepared.kit is not None:
-        return image_faults(prepared)
-    splits, subject, rows = prepared.splits, subject_of(prepared), measured(prepared.splits.test)
-    ctx = MeasureContext(0, embedder(prepared.recipe), splits.verify, {"steps": 0.0}, measured(splits.old), splits.truth)
-    there = have(rows, ctx, subject)
-    chosen, left = chosen_measures(prepared.recipe, there)
-    came = f"{len(rows)} test rows with {', '.join(sorted(there - {'cost', 'tokens'})) or 'nothing'}"
-    faults = [sentence(f"measure {m.name}", what, came, "Add it to the test data, or leave this measure out")
-              for m in chosen if (what := lacks(m.id, there))]  # fmt: skip
-    writing = [m for m in chosen if hasattr(m, "max_new") and m.name != "old_data"]
-    context = getattr(prepared.policy.view.module.model.config.get_text_config(), "max_position_embeddings", None)
-    if writing and context and not faults:
-        asked = [r["prompt"] for r in rows]
-        longest = {new: max(map(len, subject.renders(asked, new))) for new in {m.max_new for m in writing}}
-        faults = [sentence(f"measure {m.name}", f"prompt + max_new <= {context} tokens", f"{longest[m.max_new]} + {m.max_new}",
-                           "Lower its max_new, shorten the test prompts, or set data.truncation to prompt")
-                  for m in writing if longest[m.max_new] + m.max_new > context]  # fmt: skip
-    if faults:
-        raise Refused("\n".join(dict.fromkeys(faults)))
-    return left
-
-
-def chosen_measures(recipe: Recipe, there: set[str]) -> tuple[list[Any], list[str]]:
-    """Measures to run, and a sentence for each part of a suite that the data do not allow; named ones always run."""
-    named = build_measures([m for m in recipe.measure if not (isinstance(m, str) and m in SUITES)])
-    suites = build_measures([m for m in recipe.measure if isinstance(m, str) and m in SUITES])
-    fine, missing = split(suites, there)
-    told = [f"{ident} is left out: the test data have no {what}" for ident, what in missing.items()]
-    seen = {repr(m) for m in named}
-    return named + [m for m in fine if repr(m) not in seen], told
-
-
-def sample(prepared: Prepared, count: int = 4, each: int = 2, max_new: int = 48) -> list[dict[str, Any]]:
-    """A few generations for people to look at."""
-    if isinstance(prepared.kit, PairKit):
-        return []
-    if prepared.kit is not None:
-        return image_samples(prepared, each)
-    rows = measured(prepared.splits.test[:count])
-    if not rows or (prepared.splits.train.kind == "preference" and not rows[0].get("prompt")):
-        return []
-    try:
-        made = subject_of(prepared).generate([r["prompt"] for r in rows], samples=each, max_new=max_new, role="samples")
-    except (DataError, ModelError) as fault:
-        prepared.notes.append(f"no samples are shown: {fault}")
-        return []
-    return [
-        {"prompt": _shown(r["prompt"]), "reference": r["response"], "outputs": o}
-        for r, o in zip(rows, made, strict=True)
-    ]
-
-
-def _shown(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else "\n".join(str(m.get("content", "")) for m in prompt)
+    return prepared.kit.faults(prepared) if prepared.parts.measures else []
 
 
 def run(recipe: Recipe, out: Path | None = None, *, resume: bool = False, on_event: Event | None = None,
@@ -215,7 +129,7 @@ def run(recipe: Recipe, out: Path | None = None, *, resume: bool = False, on_eve
     loop.save(outcome.steps)
     tell({"kind": "note", "text": "measuring"})
     readings = measure(prepared, cost)
-    samples = sample(prepared) if out is not None or recipe.measure else []
+    samples = prepared.kit.samples(prepared) if out is not None or recipe.measure else []
     finished = Finished(recipe, readings, outcome, samples, cost, prepared.notes, out, prepared)
     if out is not None:
         save(finished, keep_model, main)
@@ -284,20 +198,12 @@ def _stored(reading: Reading) -> dict[str, Any]:
 
 
 def save_merged(prepared: Prepared, folder: Path, main: bool = True) -> str | None:
-    """Write the merged model as transformers reads it; returns the reason where the adaptation cannot be merged."""
-    from luthier.recipes.export import write_merged
-
+    """Write the merged model as the model's own library reads it; returns the reason where it cannot be merged."""
     never = [a.merge.why for a, _ in prepared.parts.adapt if a.merge.kind == "never"]
     if never:
         return never[0]
     try:
-        if isinstance(prepared.kit, PairKit):
-            write_merged_encoder(prepared.kit.loaded, prepared.policy.attached, folder, main)
-            return None
-        if prepared.kit is not None:
-            write_merged_images(prepared.kit.loaded, prepared.policy.attached, folder, main)
-            return None
-        write_merged(prepared, folder, main)
+        prepared.kit.write_merged(prepared, folder, main)
     except Refused as fault:
         return str(fault)
     return None

@@ -90,7 +90,11 @@ class Text:
         out: dict[int, Encoded] = {}
         for plain in (True, False):
             at = [i for i, row in enumerate(rows) if ("text" in row) == plain]
-            settings = replace(self.settings, truncation="right") if plain and self.settings.truncation != "error" else self.settings
+            settings = (
+                replace(self.settings, truncation="right")
+                if plain and self.settings.truncation != "error"
+                else self.settings
+            )
             if at:
                 made = encode([rows[i] for i in at], "text", self.tokenizer, settings)
                 out.update({at[e[0].row]: e[0] for e in made.examples})

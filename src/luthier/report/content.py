@@ -73,12 +73,52 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RaceLine:
+    """One configuration in one rung: what it read (means over the rung's seeds), and what became of it and why."""
+
+    arm: str
+    rate: float
+    figures: Mapping[str, float]
+    fate: Literal["goes on", "dropped", "failed"]
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaceRung:
+    """One rung of a race, best configuration first; share: of the full number of steps."""
+
+    share: float
+    seeds: tuple[int, ...]
+    lines: tuple[RaceLine, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Race:
+    """How the arms of a comparison were chosen.
+
+    judged: by what, in words. rates: tried for every arm. left_out: (component, why it was no arm). notes: what a reader must
+    know before trusting the choice.
+    """
+
+    judged: str
+    rates: tuple[float, ...]
+    rungs: tuple[RaceRung, ...]
+    left_out: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tried(self) -> int:
+        """Configurations that were run at all."""
+        return len(self.rungs[0].lines) if self.rungs else 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """All that a report of one comparison shows; the first arm is the baseline.
 
     values: reading -> arm -> seed -> value. curves: name -> arm -> seed -> points (step, value). cost: arm -> figure ->
-    one value per finished seed. family: how many comparisons the verdicts are corrected for. threads: of each run, if
-    known.
+    one value per finished seed. family: how many comparisons the verdicts are corrected for; first: readings with
+    half of the chance of error to themselves. threads: of each run, if known. race: how the arms were chosen, where they were chosen.
     """
 
     arms: tuple[str, ...]
@@ -89,6 +129,7 @@ class Comparison:
     level: float = 0.95
     power: float = 0.8
     family: int = 0
+    first: tuple[str, ...] = ()
     about: Literal["recipes", "models"] = "recipes"
     curves: Mapping[str, Mapping[str, Mapping[int, Sequence[Point]]]] = field(default_factory=dict)
     cost: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
@@ -100,6 +141,7 @@ class Comparison:
     notes: tuple[str, ...] = ()
     command: str = ""
     title: str = ""
+    race: Race | None = None
 
     @property
     def baseline(self) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from luthier.core.files import write_text
-from luthier.report import plots, svg
+from luthier.report import plots, race, svg
 from luthier.report.content import Comparison, Difference, ReadingInfo, Verdict
 from luthier.report.words import (
     DASH,
@@ -27,6 +27,7 @@ from luthier.report.words import (
     conclusion,
     decimals_of,
     direction,
+    first_words,
     interval,
     label,
     mean,
@@ -214,6 +215,21 @@ def _template() -> Any:
     return environment.from_string(files("luthier.report").joinpath("report.html.j2").read_text(encoding="utf-8"))
 
 
+def race_shown(comparison: Comparison) -> dict[str, Any] | None:
+    """What the page shows of the race that chose the arms, if there was one."""
+    found = comparison.race
+    if found is None:
+        return None
+    return {
+        "introduction": race.introduction(found),
+        "courses": race.courses(found),
+        "left_out": race.left_out(found),
+        "rungs": [(n, [(race.figures(line), line) for line in r.lines]) for n, r in enumerate(found.rungs, 1)],
+        "notes": found.notes,
+        "tried": found.tried,
+    }
+
+
 def render(comparison: Comparison) -> str:
     """The whole page as text."""
     lines = settings(comparison)
@@ -225,6 +241,7 @@ def render(comparison: Comparison) -> str:
         policy=POLICY,
         style=Markup(style),
         conclusion=conclusion(comparison),
+        first=first_words(comparison),
         supporting=supporting(comparison),
         table=table(comparison),
         boards=boards(comparison),
@@ -236,6 +253,7 @@ def render(comparison: Comparison) -> str:
         cost=plots.cost(comparison),
         differing=[s for s in lines if s.differs],
         same=[s for s in lines if not s.differs],
+        race=race_shown(comparison),
         swatches=[svg.swatch(i) for i in range(len(comparison.arms))],
         runs=runs,
         finished=runs - lost,

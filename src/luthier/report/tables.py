@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
+from luthier.report import race
 from luthier.report.content import Comparison, Difference, ReadingInfo, Verdict
 from luthier.report.words import (
     MARKS,
     WORDS,
     conclusion,
     decimals_of,
+    first_words,
     interval,
     label,
     mean,
@@ -93,10 +95,12 @@ def summary(comparison: Comparison) -> Group:
     parts.append(
         Text(
             f"[low, high]: {level} interval of the paired difference; ↑ ↓: which way is better; verdicts corrected "
-            f"for {comparison.family} comparisons.",
+            f"for {comparison.family} comparisons{first_words(comparison)}.",
             style="dim",
         )
     )
+    if comparison.race is not None:
+        parts += [Text(), *map(Text, race.lines(comparison.race))]
     return Group(*parts)
 
 
@@ -145,6 +149,7 @@ def plain(comparison: Comparison) -> str:
         *(f"{f.arm}, seed {f.seed}: {f.why}" for f in comparison.failures),
         *supporting(comparison),
         *comparison.notes,
+        *(race.lines(comparison.race) if comparison.race is not None else ()),
     ]
     whole = "\n".join(line.rstrip() for line in lines).translate(PLAIN)
     return whole.encode("ascii", "backslashreplace").decode() + "\n"

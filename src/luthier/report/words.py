@@ -84,7 +84,9 @@ def reading_value(value: float | None, reading: ReadingInfo, decimals: int | Non
 
 def measured_in(reading: ReadingInfo) -> str:
     """The unit as it stands behind a number; a unit that explains ("10 bins of equal width") stands in the table only."""
-    explains = not reading.unit or reading.unit[0].isdigit() or any(sign in reading.unit for sign in (",", "=", "minus"))
+    explains = (
+        not reading.unit or reading.unit[0].isdigit() or any(sign in reading.unit for sign in (",", "=", "minus"))
+    )
     return "%" if reading.unit == "%" else "" if explains else f" {reading.unit}"
 
 
@@ -199,6 +201,16 @@ def conclusion(comparison: Comparison) -> str:
         return f"Of {n} {what} {over}, none differs from {comparison.baseline} beyond noise."
     rest = "; nothing else differs beyond noise" if any(d.verdict == "undecided" for d in tested) else ""
     return f"Of {n} {what} {over} against {comparison.baseline}, {'; '.join(said)}{rest}."
+
+
+def first_words(comparison: Comparison) -> str:
+    """Which readings were named first, as the end of a sentence about the correction; empty where none was."""
+    if not comparison.first:
+        return ""
+    n = sum(d.p_corrected is not None for d in comparison.differences if d.reading.name in comparison.first)
+    return (
+        f", the {n} of {listed([label(r) for r in comparison.first])} (named before anything ran) apart from all others"
+    )
 
 
 def _plural(count: int, what: str) -> str:

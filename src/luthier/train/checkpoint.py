@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.errors import CheckpointError, sentence
-from luthier.core.files import damage, read_json, read_tensors, whole_folder, write_json, write_tensors
+from luthier.core.files import COMPLETE, damage, read_json, read_tensors, whole_folder, write_json, write_tensors
 
 VERSION = 1
 
@@ -109,6 +109,12 @@ def load(folder: Path, identity: str | None = None) -> Snapshot:
     state = restore(plain["state"], read_tensors(folder / "state.safetensors"))
     return Snapshot(plain["step"], read_tensors(folder / "adaptation.safetensors"), state["optimiser"], state["hooks"],
                     plain["curves"], plain["identity"], plain["trace"], plain["cost"])  # fmt: skip
+
+
+def newest(out: Path) -> str | None:
+    """Name of the newest checkpoint that was written to its end, or None; its bytes are not read."""
+    done = [p.name for p in _all(out) if (p / COMPLETE).exists()]
+    return max(done, default=None)
 
 
 def latest(out: Path, identity: str | None = None) -> tuple[Snapshot | None, list[str]]:

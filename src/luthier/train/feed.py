@@ -98,7 +98,9 @@ class RowFeed:
         index = torch.tensor(list(rows), dtype=torch.long)
         columns = {k: v[index] for k, v in self.columns.items()}
         width = inputs["home" if "home" in inputs else "input_ids"].shape[1]
-        columns |= {k: torch.stack([_spread(self.examples[r][0], v[r], width) for r in rows]) for k, v in self.tables.items()}
+        columns |= {
+            k: torch.stack([_spread(self.examples[r][0], v[r], width) for r in rows]) for k, v in self.tables.items()
+        }
         meta = [self.meta[r] for r in rows] if self.meta else ()
         return Batch(self.kind, inputs, self.parts, columns, tuple(rows), meta)
 

@@ -18,6 +18,32 @@ UNIFORMS = 8
 
 
 @dataclass
+class Prior:
+    """Images that the model shall go on drawing, given beside every batch as its part "prior", with numbers of their own.
+
+    images: (N, C, H, W) in the model's range. conditions: raw inputs of all of them, (1, ...).
+    """
+
+    images: Tensor
+    conditions: Mapping[str, Tensor]
+
+    def drawn(self, seed: int, step: int, size: int) -> dict[str, Tensor]:
+        """Which images go with a step (size,), and their noise and uniform numbers."""
+        row = torch.randint(len(self.images), (size,), generator=stream(seed, "diffusion.prior", step))
+        noise = torch.randn(size, *self.images.shape[1:], generator=stream(seed, "diffusion.prior.noise", step))
+        return {
+            "prior_row": row,
+            "prior_noise": noise,
+            "prior_uniform": uniforms(seed, "diffusion.prior.uniform", step, size),
+        }
+
+
+def uniforms(seed: int, role: str, step: int, size: int) -> Tensor:
+    """Uniform numbers (size, 8), never 0 or 1."""
+    return torch.rand(size, UNIFORMS, generator=stream(seed, role, step)).clamp(1e-7, 1 - 1e-7)
+
+
+@dataclass
 class ImageFeed:
     """Images in memory as batches.
 
@@ -26,6 +52,7 @@ class ImageFeed:
     row's condition. decode: stored images -> model's range (for bytes). rows, shape: number and shape of what is generated,
     where there are only conditions and no images. steps: of the whole run, for objectives that change as it goes (column
     "progress", from 0 to below 1). references: images of the whole data drawn for each step (column "references", (K, C, H, W)).
+    pair: (images, noise) of a whole step -> its noise in the order in which it goes with the images. prior: see there.
     """
 
     images: tuple[Tensor, ...]
@@ -44,6 +71,8 @@ class ImageFeed:
     shape: tuple[int, ...] = ()
     steps: int = 1
     references: int = 0
+    pair: Callable[[Tensor, Tensor], Tensor] | None = None
+    prior: Prior | None = None
 
     def __len__(self) -> int:
         return self.rows or len(self.images[0])
@@ -53,16 +82,18 @@ class ImageFeed:
         rows = order(self.seed, step, self.batch, len(self))
         shape = (self.batch, *(self.shape or self.images[0].shape[1:]))
         noise = torch.randn(shape, generator=stream(self.seed, "diffusion.noise", step))
-        uniform = torch.rand(self.batch, UNIFORMS, generator=stream(self.seed, "diffusion.uniform", step)).clamp(
-            1e-7, 1 - 1e-7
-        )
+        uniform = uniforms(self.seed, "diffusion.uniform", step, self.batch)
+        if self.pair is not None and self.images:
+            noise = self.pair(self.decode(self.images[0][torch.tensor(rows)]), noise)
         own = list(range(self.batch))[rank::world]
         size = self.micro or len(own)
         progress = torch.full((self.batch,), step / max(self.steps, 1))
         shared = self._references(step)
+        beside = {} if self.prior is None else self.prior.drawn(self.seed, step, self.batch)
         made = []
         for at in (own[i : i + size] for i in range(0, len(own), size)):
-            drawn = {"noise": noise[at], "uniform": uniform[at], "progress": progress[at]}
+            drawn = {"noise": noise[at], "uniform": uniform[at], "progress": progress[at],
+                     **{k: v[at] for k, v in beside.items()}}  # fmt: skip
             made.append(self.collate([rows[i] for i in at], drawn, shared))
         return made
 
@@ -80,8 +111,15 @@ class ImageFeed:
         for name, values in self.conditions.items():
             chosen = values[index]
             if self.drop:
-                chosen = torch.where(dropped.view(-1, *(1 for _ in chosen.shape[1:])), self.null[name].to(chosen.dtype), chosen)
+                chosen = torch.where(
+                    dropped.view(-1, *(1 for _ in chosen.shape[1:])), self.null[name].to(chosen.dtype), chosen
+                )
             inputs[CONDITION + name] = torch.cat([chosen] * len(self.parts))
         columns = {**drawn, **shared, **{k: v[index] for k, v in self.columns.items()}}
         meta = [self.meta[r] for r in rows] if self.meta else ()
-        return Batch(self.kind, inputs, self.parts, columns, tuple(rows), meta)
+        parts = self.parts
+        if self.prior is not None:
+            parts, held = (*parts, "prior"), self.prior.images[columns.pop("prior_row")]
+            beside = {CONDITION + k: v.expand(len(rows), *v.shape[1:]) for k, v in self.prior.conditions.items()}
+            inputs = {k: torch.cat([v, {"image": held, **beside}[k].to(v.dtype)]) for k, v in inputs.items()}
+        return Batch(self.kind, inputs, parts, columns, tuple(rows), meta)

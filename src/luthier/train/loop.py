@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.batch import Batch
-from luthier.core.errors import NoEffect, NonFinite
+from luthier.core.errors import NoEffect, NonFinite, Refused, sentence
 from luthier.core.files import write_json
 from luthier.core.protocols import Context, Hook, Objective, Optimiser, Ran, Schedule
 from luthier.core.streams import seed_of
 from luthier.train.calibration import FeedCalibration
-from luthier.train.checkpoint import Snapshot, latest, save
+from luthier.train.checkpoint import Snapshot, latest, newest, save
+from luthier.train.company import Company
 from luthier.train.feed import Feed
 from luthier.train.policy import Policy
 from luthier.train.settings import Training
@@ -124,6 +125,21 @@ class Loop:
 
     def run(self, resume: bool = False) -> Outcome:
         """Train to the end, or to Ctrl-C, which saves and stops. Raises NonFinite with the rows of a bad step."""
+        with self.company.watched(self._saved):
+            return self._run(resume)
+
+    @cached_property
+    def company(self) -> Company:
+        """All processes of this run. Collective where there are several."""
+        return Company.of(self.job.accelerator)
+
+    def _saved(self) -> str:
+        found = None if self.job.out is None else newest(self.job.out)
+        if found is None:
+            return "No checkpoint was written yet (train.save_every): start all of them again from the beginning."
+        return f"Start all of them again with --resume: {found} is whole."
+
+    def _run(self, resume: bool) -> Outcome:
         start, skipped = self._resume() if resume else (0, [])
         self.began = began = time.perf_counter()
         if start == 0:
@@ -133,10 +149,13 @@ class Loop:
         with self._interruptible():
             if start == 0:
                 self._point("start", self.context(0))
+            else:
+                self._resumed(start)
             done = start
             for step in range(start, self.steps):
                 self._step(step, began)
                 done = step + 1
+                self.stop = self._asked_to_stop()
                 every = self.job.settings.save_every
                 if self.stop or (every and done % every == 0 and done < self.steps):
                     self.save(done)
@@ -149,6 +168,25 @@ class Loop:
         self.job.policy.view.wrapped.eval()
         return Outcome(done, self.curves, self.trace, self.cost(), self.stop and done < self.steps, skipped)
 
+    def _phase(self, step: int) -> tuple[int, int]:
+        """(step, steps) as the schedule counts them: a feed that begins anew gives its own, and the optimiser forgets with it."""
+        phase = getattr(self.job.feed, "phase", None)
+        at, of = phase(step, self.steps) if phase else (step, self.steps)
+        if step and at == 0:
+            self.optimiser.state.clear()
+        return at, of
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any process was asked to save and stop, so that all of them do so after the same step."""
+        if not self.company.members:
+            return self.stop
+        asked = torch.tensor(float(self.stop), device=self.job.accelerator.device)
+        return bool(self.job.accelerator.reduce(asked, "sum") > 0)
+
+    def _resumed(self, step: int) -> None:
+        for hook in self.hooks:
+            hook.resumed(self.context(step))
+
     def _calibrate(self) -> None:
         """Let adaptations that want it look at the first batches; what trains may change by it."""
         job = self.job
@@ -160,7 +198,11 @@ class Loop:
     def cost(self) -> dict[str, float]:
         """Seconds, tokens and forward passes of the whole run so far, earlier parts of a resumed run included."""
         forwards = {f"forwards_{k}": float(v) for k, v in self.job.policy.forwards.items()}
-        return {"train_seconds": self.spent + time.perf_counter() - self.began, "train_tokens": float(self.tokens), **forwards}
+        return {
+            "train_seconds": self.spent + time.perf_counter() - self.began,
+            "train_tokens": float(self.tokens),
+            **forwards,
+        }
 
     def _step(self, step: int, began: float) -> None:
         ctx = self.context(step)
@@ -177,7 +219,8 @@ class Loop:
         if not math.isfinite(norm):
             self._not_finite(step, result, micros, "gradient norm")
         self._point("gradients", ctx, self.named)
-        factor = self.job.schedule.factor(step, self.steps) if self.job.schedule else 1.0
+        at, of = self._phase(step)
+        factor = self.job.schedule.factor(at, of) if self.job.schedule else 1.0
         for group, lr in zip(self.optimiser.param_groups, self.base_lrs, strict=True):
             group["lr"] = lr * factor
         self.optimiser.step()
@@ -210,6 +253,9 @@ class Loop:
         if not hooks:
             yield
             return
+        if not hasattr(view, "editing"):
+            raise Refused(sentence(hooks[0].id, "a language model, whose token embeddings it edits", type(view).__name__,
+                                   "Leave it out"))  # fmt: skip
         counts = dict.fromkeys((h.id for h in hooks), 0)
 
         def edit(x: Tensor, mask: Tensor) -> Tensor:
@@ -266,15 +312,24 @@ class Loop:
         accelerator = self.job.accelerator
         if self.job.out is None:
             return
-        tensors = self.job.policy.attached.state()
-        state = gathered(self.optimiser.state_dict())
+        with self.company.watched(self._saved):
+            tensors = self.job.policy.attached.state()
+            state = gathered(self.optimiser.state_dict())
+            feeds = self._feeds()
         if accelerator is not None and not accelerator.is_main_process:
             return
-        stateful: list[tuple[str, Any]] = [*((h.id, h) for h in self.hooks), ("feed", self.job.feed)]
-        hooks = {k: dict(v.state()) for k, v in stateful if hasattr(v, "state") and v.state()}
+        hooks = {h.id: dict(h.state()) for h in self.hooks if hasattr(h, "state") and h.state()} | feeds
         trace = [[r.step, r.point, r.hook, r.changed] for r in self.trace]
         snapshot = Snapshot(step, tensors, state, hooks, self.curves, self.job.identity, trace, self.cost())
         save(self.job.out, snapshot, self.job.settings.keep)
+
+    def _feeds(self) -> dict[str, dict[str, Any]]:
+        """State of every process's feed, which may hold samples of its own. Collective where there are several."""
+        feed: Any = self.job.feed
+        if not hasattr(feed, "state"):
+            return {}
+        states = self.company.gathered(dict(feed.state()))
+        return {"feed" if rank == 0 else f"feed.{rank}": s for rank, s in enumerate(states) if s}
 
     def _resume(self) -> tuple[int, list[str]]:
         if self.job.out is None:
@@ -290,8 +345,9 @@ class Loop:
         for hook in self.hooks:
             if hook.id in found.hooks:
                 hook.load(found.hooks[hook.id])
-        if "feed" in found.hooks:
-            self.job.feed.load(found.hooks["feed"])  # type: ignore[attr-defined]
+        own = "feed" if self.company.own == 0 else f"feed.{self.company.own}"
+        if own in found.hooks:
+            self.job.feed.load(found.hooks[own])  # type: ignore[attr-defined]
         self.curves = list(found.curves)
         self.trace = [Ran(*r) for r in found.trace]
         self.spent, self.tokens = found.cost["train_seconds"], int(found.cost["train_tokens"])

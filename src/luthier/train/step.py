@@ -65,7 +65,9 @@ class Stepper:
         with torch.no_grad(), torch.random.fork_rng(enabled=True):
             return [[t.sums()[1] for t in self.terms(b, ctx, "count")] for b in micros]
 
-    def __call__(self, micros: Sequence[Batch], ctx: Context, parameters: Sequence[nn.Parameter] | None = None) -> StepResult:
+    def __call__(
+        self, micros: Sequence[Batch], ctx: Context, parameters: Sequence[nn.Parameter] | None = None
+    ) -> StepResult:
         """Accumulate the gradient of one step; exact for any split into micro-batches and ranks.
 
         parameters: what gathers gradients, where it is not what the adaptation trains.

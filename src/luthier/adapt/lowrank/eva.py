@@ -55,7 +55,7 @@ CARD = Card(
     avoid_when="no data are at hand before training",
     relatives=("adapt.lowrank.lora", "optim.gradients.lora_pro"),
     mechanism="additive deltas",
-    tags=("starts_at_base", "exact_merge", "low_rank"),
+    tags=("starts_at_base", "exact_merge", "low_rank", "factor_pair"),
 )
 
 
@@ -82,7 +82,7 @@ class Search:
         self.found = {site: Principal(cap) for site, cap in self.caps.items()}
         self.still = {site: torch.zeros(cap, dtype=torch.bool) for site, cap in self.caps.items()}
         self.ranks = dict(self.caps)
-        self.most = 0
+        self.most = dict.fromkeys(widths, 0)
 
     def open(self, site: str) -> bool:
         """Whether a layer's components still move."""
@@ -92,7 +92,7 @@ class Search:
         """Take in what the layers read; layers with fewer rows than components wait for the next batch."""
         shared: dict[tuple[int, int], str] = {}
         for site, x in rows.items():
-            self.most = max(self.most, len(x))
+            self.most[site] = max(self.most[site], len(x))
             if len(x) < self.caps[site]:
                 continue
             twin = shared.setdefault((id(x), self.caps[site]), site)
@@ -152,7 +152,7 @@ class EVA(LowRank):
             if one.components is None:
                 required = f"a batch with at least {search.caps[site]} tokens at {site}"
                 do = "Lower rank or rho, take larger batches, or set trained_only to false"
-                raise Refused(sentence("eva", required, f"at most {search.most}", do))
+                raise Refused(sentence("eva", required, f"at most {search.most[site]}", do))
             r = search.ranks[site]
             b = state[f"{site}.b"]
             handle.replace(site, {"a": one.components[:r], "b": b.new_zeros(b.shape[0], r)})

@@ -47,7 +47,7 @@ CARD = Card(
     avoid_when="only attention has to learn: lora with sites: attention is smaller",
     relatives=("adapt.lowrank.lora", "adapt.lowrank.loha", "adapt.lowrank.lokr"),
     mechanism="additive deltas",
-    tags=("starts_at_base", "exact_merge", "low_rank"),
+    tags=("starts_at_base", "exact_merge", "low_rank", "factor_pair"),
 )
 
 

@@ -48,7 +48,7 @@ CARD = Card(
     avoid_when="data and memory allow full fine-tuning",
     relatives=("adapt.full", "adapt.sparse.neuroada", "adapt.peft"),
     mechanism="additive deltas",
-    tags=("starts_at_base", "exact_merge", "low_rank"),
+    tags=("starts_at_base", "exact_merge", "low_rank", "factor_pair"),
 )
 
 

@@ -24,7 +24,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from luthier.adapt._delta import Delta
-from luthier.core import Card, component
+from luthier.core import Card, Needs, component
 from luthier.core.errors import ConfigError, Refused, sentence
 from luthier.core.moment import moment
 from luthier.core.protocols import NEVER, Merge
@@ -34,6 +34,7 @@ CARD = Card(
     source="arXiv 2507.05964",
     papers=(73,),
     equations=("3", "5"),
+    needs=Needs(batch=("image", "image_preference", "image_prompts")),
     cost="two thin products beside each site, and one frozen copy of the factors",
     limits=(
         "at the start dW(t) = 0 for every t, bit for bit",

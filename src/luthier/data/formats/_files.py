@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from luthier.core.errors import DataError, nearest, sentence
+from luthier.data.formats._bounds import bound, check_parquet, too_much
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "validation": "validation",
@@ -52,7 +53,10 @@ def _raw(path: Path, head: bool) -> tuple[bytes, bool]:
     """(bytes, whether they are all of the file); `head` reads whole lines from the first few megabytes only."""
     try:
         with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as handle:
-            raw = handle.read(HEAD + 1 if head else -1)
+            packed = path.name.lower().endswith(".gz")
+            raw = handle.read(HEAD + 1 if head else bound(path) + 1 if packed else -1)
+            if packed and len(raw) > bound(path):
+                raise too_much(path, "more")
     except (gzip.BadGzipFile, EOFError, zlib.error) as fault:
         raise DataError(
             sentence(str(path), "a whole gzip file", f"{fault}", "Compress or download it again")
@@ -266,10 +270,13 @@ def _parquet(path: Path) -> Iterator[Record]:
     import pyarrow
     from pyarrow import parquet
 
-    number = 0
+    number = unpacked = 0
     try:
         with parquet.ParquetFile(path) as file:
+            check_parquet(path, file.metadata)
             for batch in file.iter_batches(batch_size=1024):
+                if (unpacked := unpacked + batch.nbytes) > bound(path):
+                    raise too_much(path, f"more than that in the first {number:,} rows")
                 for value in batch.to_pylist():
                     number += 1
                     yield Record(f"{path.name} row {number}", value)

@@ -110,7 +110,9 @@ def load_prompts(source: str, fields: Mapping[str, str] | None = None) -> tuple[
         caption = row.pop(name, None)
         if record.fault or not isinstance(caption, str) or not caption.strip():
             came = record.fault or repr(caption)
-            raise DataError(sentence(record.where, "a caption", came, "Correct the row, or name the column with data.fields"))
+            raise DataError(
+                sentence(record.where, "a caption", came, "Correct the row, or name the column with data.fields")
+            )
         rows.append({**row, "caption": caption.strip()})
     if not rows:
         raise DataError(sentence(source, "at least one caption", "none", "Write one a line"))

@@ -25,8 +25,7 @@ from luthier.core import Card, Choice, DataContext, Needs, Row, Select, componen
 from luthier.data.select._keep import best, count
 from luthier.data.select._vectors import vectors_of
 from luthier.data.select.random import draws
-from luthier.ops.distances import nearest
-from luthier.ops.submodular import k_centre
+from luthier.ops.submodular import centres_and_distances
 
 CARD = Card(
     name="k-centre",
@@ -47,7 +46,7 @@ CARD = Card(
     ),
     use_when="a small subset should contain something of everything",
     avoid_when="the pool holds garbage far from everything else, or nearness in the embedding means little",
-    relatives=("data.select.qdit", "data.select.novelselect", "data.select.random"),
+    relatives=("loops.diverse_evol", "data.select.qdit", "data.select.novelselect", "data.select.random"),
     mechanism="diversity layer",
 )
 
@@ -65,9 +64,7 @@ def farthest_first(vectors: Tensor, k: int, start: Sequence[int] | None = None) 
 
     The chosen ones among `start` count, and stay if they are more than k. Equal distances go to the earlier row.
     """
-    index, _ = k_centre(vectors, k, start)
-    distance = nearest(vectors, vectors[index])[0]
-    return Covered(index, distance.index_fill(0, index, 0.0))
+    return Covered(*centres_and_distances(vectors, k, start))
 
 
 @component(CARD)

@@ -21,13 +21,14 @@ from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
-from torch import Tensor
+from torch import Generator, Tensor
 
-from luthier.core import Card, Choice, DataContext, Needs, Row, Select, component
+from luthier.core import Card, Choice, DataContext, Needs, Row, Select, component, stream
 from luthier.core.errors import DataError, sentence
 from luthier.data.select._keep import count
 from luthier.data.select._text import instruction_of
 from luthier.ops.submodular import Columns, cosine_columns, facility_location_greedy
+from luthier.ops.submodular_sampled import facility_location_sampled, values_alone, witness_rows
 
 CARD = Card(
     name="QDIT",
@@ -35,7 +36,8 @@ CARD = Card(
     papers=(289,),
     equations=("1",),
     needs=Needs(handles=("embed", "score")),
-    cost="one embedding per row, n^2 similarities once (made in blocks), then few per chosen row",
+    cost="one embedding per row; up to `witnesses` rows n^2 similarities once (made in blocks), then few per chosen row; beyond, "
+    "n times 2.3 times `witnesses` similarities, whatever is kept",
     limits=(
         "alpha = 1 is the top k by quality",
         "alpha = 0 is greedy facility location, at least (1 - 1/e) of the best coverage",
@@ -46,6 +48,8 @@ CARD = Card(
         "/ n +"
         "alpha mean q, q scaled to [0, 1]; `scale: none` is the formula as printed",
         "similarities below 0 count as 0, so that the bound of greedy choice holds",
+        "a pool of more than `witnesses` rows is chosen approximately, as the reason of the choice says: coverage is estimated "
+        "from that many rows drawn by lot, and each step looks at n / k ln 10 random rows",
     ),
     use_when=(
         "you need a small subset of a large pool that keeps rare kinds of prompts; alpha 0.5 to 0.9 did best in the "
@@ -74,11 +78,13 @@ def unit_interval(quality: Tensor) -> Tensor:
 
 
 def qdit(
-    vectors: Tensor | None, quality: Tensor | None, k: int, alpha: float = 0.7, scale: Scale = "mean", lazy: bool = True
-) -> Chosen:
+    vectors: Tensor | None, quality: Tensor | None, k: int, alpha: float = 0.7, scale: Scale = "mean", lazy: bool = True,
+    witnesses: int | None = None, g: Generator | None = None,
+) -> Chosen:  # fmt: skip
     """Choose k of n rows; vectors (n, d) of their prompts, quality (n,), higher is better.
 
-    vectors may be None at alpha = 1 and quality at alpha = 0. Equal values go to the earlier row.
+    vectors may be None at alpha = 1 and quality at alpha = 0. Equal values go to the earlier row. More rows than `witnesses`
+    (None: no bound) are chosen as in `facility_location_sampled`, by draws from g.
     """
     if vectors is None and quality is None:
         raise ValueError(
@@ -88,6 +94,13 @@ def qdit(
     own = torch.zeros(n, dtype=torch.float64) if quality is None else quality.double()
     own = alpha * (unit_interval(own) if scale == "mean" else own)
     weight = (1 - alpha) * (k / n if scale == "mean" else 1.0)
+    if weight and vectors is not None and witnesses is not None and n > witnesses:
+        g = g or Generator()
+        state = g.get_state()
+        picks = facility_location_sampled(vectors, k, g, witnesses=witnesses, modular=own, weight=weight)
+        g.set_state(state)  # the same witnesses again
+        alone = own + weight * values_alone(vectors, witness_rows(vectors, witnesses, g))
+        return Chosen(picks.index, picks.gain, alone)
     columns: Columns = (lambda index: torch.zeros(n, len(index))) if vectors is None else cosine_columns(vectors)
     picks = facility_location_greedy(columns, n, k, modular=own, weight=weight, lazy=lazy)
     alone = own.clone()
@@ -102,20 +115,25 @@ def qdit(
 class Qdit(Select):
     """keep: number of rows (int) or share of them (float up to 1.0); alpha: weight of quality against coverage;
     score: column of each row's quality (if a row lacks it, all are scored by the model that the recipe hands in);
-    scale: mean puts both terms on [0, 1], none adds them as they are."""
+    scale: mean puts both terms on [0, 1], none adds them as they are; witnesses: larger pools are chosen approximately,
+    their coverage seen by that many rows."""
 
     keep: Annotated[int | float, Gt(0)]
     alpha: Annotated[float, Ge(0), Le(1)] = 0.7
     score: str = "score"
     scale: Literal["mean", "none"] = "mean"
+    witnesses: Annotated[int, Ge(1)] = 8192
 
     def __call__(self, rows: Sequence[Row], ctx: DataContext) -> Choice:
         k = count(self.keep, len(rows), "qdit")
         quality = self._quality(rows, ctx) if self.alpha > 0 else None
         vectors = self._vectors(rows, ctx) if self.alpha < 1 else None
-        chosen = qdit(vectors, quality, k, self.alpha, self.scale)
+        g = stream(ctx.seed, "data.select.qdit.witnesses")
+        chosen = qdit(vectors, quality, k, self.alpha, self.scale, witnesses=self.witnesses, g=g)
         reached = f"objective {float(chosen.gain.sum()):.4g}"
-        reason = f"{k} of {len(rows)} rows by coverage and quality, alpha {self.alpha:g}, {reached}"
+        rough = vectors is not None and len(rows) > self.witnesses
+        seen = f", approximately, as {self.witnesses} rows drawn by lot see it" if rough else ""
+        reason = f"{k} of {len(rows)} rows by coverage and quality, alpha {self.alpha:g}, {reached}{seen}"
         return Choice(chosen.index.sort().values, chosen.alone, reason)
 
     def _vectors(self, rows: Sequence[Row], ctx: DataContext) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from annotated_types import Ge
 
 from luthier.core import Batch, Card, Needs, Objective, Signals, Terms, component
-from luthier.core.errors import Refused
+from luthier.core.errors import ConfigError, Refused, sentence
 from luthier.core.terms import as_terms
 from luthier.diffusion.consistency._jump import jump
 from luthier.diffusion.consistency.consistency_distillation import ConsistencyDistillation, neighbours
@@ -53,12 +53,18 @@ class RewardGuided(Objective):
     """strength: weight of the reward; distillation: the loss that it is added to."""
 
     strength: Annotated[float, Ge(0)] = 1.0
-    distillation: ConsistencyDistillation = field(default_factory=ConsistencyDistillation)
+    distillation: Objective = field(default_factory=ConsistencyDistillation)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.distillation, ConsistencyDistillation):
+            raise ConfigError(sentence("reward_guided", "consistency_distillation", repr(self.distillation),
+                                       "Its grid says where the reward is read"))  # fmt: skip
 
     def __call__(self, batch: Batch, s: Signals) -> tuple[Terms, ...]:
         base = as_terms(self.distillation(batch, s))
         if self.strength == 0:
             return base
+        assert isinstance(self.distillation, ConsistencyDistillation)
         student, own = s.handle("policy"), self.distillation
         t, _ = neighbours(s["uniform"][:, 0], make_grid(student.path, own.steps), own.skip)
         x = mix(student.path, s["image"], s["noise"], t)

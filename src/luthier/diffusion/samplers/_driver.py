@@ -126,7 +126,8 @@ def sample(
         t, s = grid[step], grid[step + 1]
         estimate.first = None
         with torch.set_grad_enabled(torch.is_grad_enabled() and step >= steps - grad_last):
-            here = Here(denoiser.path, x, t, s, estimate, _draws(noise, x, step, sampler))
+            draw = _coupled(_draws(noise, x, step, sampler), estimate, guidance, handles or {})
+            here = Here(denoiser.path, x, t, s, estimate, draw)
             after, state = sampler.step(here, state)
         if not bool(torch.isfinite(after).all()):
             rows = (~torch.isfinite(after.flatten(1)).all(1)).nonzero()[:, 0].tolist()
@@ -139,6 +140,21 @@ def sample(
         index = one.choose(x.detach())
         x = x if index is None else x[index]
     return x
+
+
+def _coupled(
+    draw: Callable[[], Tensor], estimate: _Estimate, guidance: Sequence[Guidance], handles: Mapping[str, Any]
+) -> Callable[[], Tensor]:
+    """The same source, after each guidance had its say on the noise that goes with the step's clean estimate."""
+
+    def drawn() -> Tensor:
+        z = draw()
+        for one in guidance if estimate.first is not None else ():
+            assert estimate.first is not None
+            z = one.renoise(z, estimate.first, handles)
+        return z
+
+    return drawn
 
 
 def _draws(noise: Noise | Generator | None, x: Tensor, step: int, sampler: Sampler) -> Callable[[], Tensor]:

@@ -47,7 +47,7 @@ CARD = Card(
     use_when="self-checks, self-training or best-of-n by the model itself are planned",
     avoid_when="the model cannot follow a yes/no question at all; the reading is then near 0.5",
     relatives=("measure.consistency.paraphrase",),
-    mechanism="consistency",
+    mechanism="consistency of answers",
 )
 
 TEMPLATE = "{prompt}\nProposed answer: {answer}\nIs the proposed answer correct? Answer yes or no."

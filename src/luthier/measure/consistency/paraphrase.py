@@ -35,7 +35,7 @@ CARD = Card(
     use_when="rows carry a second wording of the question",
     avoid_when="a constant answer would pass: read it beside exact_match",
     relatives=("measure.consistency.generator_validator", "measure.quality.exact_match"),
-    mechanism="consistency",
+    mechanism="consistency of answers",
 )
 
 

@@ -54,7 +54,7 @@ CARD = Card(
     use_when="experts must be small to store or send; take alpha from a few tries on held-out data (see best)",
     avoid_when="accuracy at full size matters more than bytes",
     relatives=("merge.task_vectors.task_arithmetic",),
-    mechanism="sparse update",
+    mechanism="sparse updates",
 )
 FORMAT = "luthier.compeft@1"
 Signs = Mapping[str, Tensor]

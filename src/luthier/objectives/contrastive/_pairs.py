@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from luthier.core import Signals
+from luthier.core import Batch, Signals
 from luthier.core.errors import Refused, sentence
 
 
@@ -22,6 +22,23 @@ def vectors(s: Signals, who: str) -> tuple[Tensor, Tensor, Tensor | None]:
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine similarities of all pairs: (n, d), (m, d) -> (n, m)."""
     return functional.normalize(a, dim=-1) @ functional.normalize(b, dim=-1).T
+
+
+def text_numbers(batch: Batch) -> Tensor | None:
+    """A number for each text of a batch, (parts * B,), equal where two texts have the same tokens; None without texts."""
+    ids = batch.inputs.get("input_ids")
+    if ids is None:
+        return None
+    there = batch.inputs["attention_mask"]
+    return torch.unique(torch.where(there != 0, ids, -1), dim=0, return_inverse=True)[1]
+
+
+def copies(own: Tensor, other: Tensor) -> Tensor:
+    """Candidates that are no negatives because a row holds the same text: (k, B), (m, B) numbers -> (B, m * B) of bool.
+
+    own: the texts of each row; other: those of the candidates, one block of B for each part.
+    """
+    return (own[:, :, None] == other.reshape(-1)[None, None]).any(0)
 
 
 def missed(scores: Tensor) -> Tensor:

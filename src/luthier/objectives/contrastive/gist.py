@@ -23,7 +23,7 @@ from torch import Tensor
 
 from luthier.core import Batch, Card, Needs, Objective, Signals, Terms, component
 from luthier.core.errors import Refused, sentence
-from luthier.objectives.contrastive._pairs import cosine, missed, vectors
+from luthier.objectives.contrastive._pairs import copies, cosine, missed, text_numbers, vectors
 
 CARD = Card(
     name="GIST",
@@ -34,7 +34,7 @@ CARD = Card(
     limits=(
         "a guide that puts every candidate below the true pair: InfoNCE over the same three blocks",
         "a margin above 0: an exact copy of a row's positive gives exactly no gradient as its negative",
-        "margin 0: the copy's similarity equals the true pair's, does not exceed it, and the copy stays a negative",
+        "a copy of a row's own query or positive, token by token, is never its negative, whatever the margin",
         "every candidate dropped: the value is 0",
     ),
     differs=(
@@ -81,11 +81,20 @@ def gist(
     temperature: float = 0.01,
     margin: float = 0.0,
     strategy: Strategy = "absolute",
+    texts: Tensor | None = None,
 ) -> Tensor:
-    """Vectors (B, d) of the model and (B, d') of the guide -> (B,)."""
+    """Vectors (B, d) of the model and (B, d') of the guide -> (B,). texts: numbers of the texts, (parts * B,), equal for equal ones."""
     guide = blocks(guide_query, guide_positive, guide_negative)
     own = blocks(query, positive, negative)
     stay = kept(guide, margin, strategy)
+    if texts is not None:
+        number = texts.reshape(-1, len(query))
+        truth = torch.eye(len(query), dtype=torch.bool, device=texts.device)
+        other = [number[i : i + 1] for i in (1, 0, 1, 2)[: len(stay)]]
+        stay = [
+            k & (~copies(number[:2], o) | (truth if i == 0 else False))
+            for i, (k, o) in enumerate(zip(stay, other, strict=True))
+        ]
     return missed(torch.cat([x.masked_fill(~k, -torch.inf) for x, k in zip(own, stay, strict=True)], 1) / temperature)
 
 
@@ -110,5 +119,5 @@ class GIST(Objective):
             )
         guide_query, guide_positive, *more = (s[n].to(query) for n in wanted)
         values = gist(query, positive, guide_query, guide_positive, negative, more[0] if more else None,
-                      self.temperature, self.margin, self.strategy)  # fmt: skip
+                      self.temperature, self.margin, self.strategy, text_numbers(batch))  # fmt: skip
         return Terms("gist", values)

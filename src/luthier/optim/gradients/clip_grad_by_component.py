@@ -33,6 +33,7 @@ CARD = Card(
     use_when="fine-tuning on little data is unstable from seed to seed",
     avoid_when="all gradients are small and steady already",
     relatives=("optim.gradients.clip_grad_norm",),
+    mechanism="gradient transforms",
 )
 
 

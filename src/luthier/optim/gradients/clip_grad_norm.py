@@ -24,6 +24,7 @@ CARD = Card(
     limits=("the norm is at most max_norm afterwards, the direction unchanged", "an infinite max_norm changes nothing"),
     use_when="always, as a guard against rare huge gradients",
     relatives=("optim.gradients.clip_grad_by_component",),
+    mechanism="gradient transforms",
 )
 
 

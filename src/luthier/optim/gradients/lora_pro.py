@@ -24,13 +24,14 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
-from luthier.core import Card, Context, Hook, component
+from luthier.core import Card, Context, Hook, Needs, component
 from luthier.core.errors import Refused, sentence
 
 CARD = Card(
     name="LoRA-Pro",
     source="arXiv 2407.18242",
     papers=(231,),
+    needs=Needs(adapt=("factor_pair",)),
     cost="two eigenproblems of size r a site and step; with adam two numbers per entry of every adapted weight",
     limits=(
         "the weight moves along the orthogonal projection of its gradient g on {B Y + Z A}: P_B g + (1 - P_B) g P_A",
@@ -84,11 +85,19 @@ class LoRAPro(Hook):
     """damping as released. adam: keep Adam's moments (beta1, beta2) of the weight's step; the optimiser must then be sgd."""
 
     room: ClassVar[str] = "optim"
-    points: ClassVar[tuple[str, ...]] = ("gradients",)
+    points: ClassVar[tuple[str, ...]] = ("start", "gradients")
     damping: Annotated[float, Ge(0)] = 1e-8
     adam: bool = False
     beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
     beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
+
+    def start(self, ctx: Context) -> None:
+        """Forget an earlier run. Raises Refused where no pair of factors trains."""
+        pairs: Any = getattr(ctx.attached, "low_rank", tuple)()
+        found = [(site, a, b, s) for site, a, b, s in pairs if a.requires_grad and b.requires_grad]
+        self._check(found, ctx)
+        self._moments.clear()
+        ctx.note(2 * len(found))
 
     @torch.no_grad()
     def gradients(self, named: Sequence[tuple[str, nn.Parameter]], ctx: Context) -> None:

@@ -37,6 +37,7 @@ CARD = Card(
     ),
     use_when="all weights train and must stay near the base model",
     avoid_when="an adapter already limits the change, or memory for a copy is missing",
+    mechanism="anchor penalty",
     tags=("stateful",),
 )
 

@@ -21,13 +21,14 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from luthier.core import Batch, Card, Context, Hook, component
+from luthier.core import Batch, Card, Context, Hook, Needs, component
 from luthier.core.errors import ConfigError, Refused, sentence
 
 CARD = Card(
     name="MFT (masked thought)",
     source="arXiv 2403.02178",
     papers=(148,),
+    needs=Needs(batch=("text", "preference", "scored", "feedback", "judged", "set")),
     cost="a few random numbers per row; no forward",
     limits=(
         "rate 0: the loss and gradient of training without it",

@@ -17,12 +17,13 @@ import torch
 from annotated_types import Gt
 from torch import Generator, Tensor
 
-from luthier.core import Card, Context, Hook, component
+from luthier.core import Card, Context, Hook, Needs, component
 
 CARD = Card(
     name="NEFTune",
     source="arXiv 2310.05914",
     papers=(335,),
+    needs=Needs(batch=("text", "preference", "scored", "feedback", "judged", "set", "prompts", "group")),
     cost="one random tensor of the size of the embeddings per training forward",
     limits=(
         "the largest possible |noise| is alpha / sqrt(L d)",
@@ -35,6 +36,7 @@ CARD = Card(
     ),
     use_when="a small instruction set is trained for several passes",
     avoid_when="exact wording or short answers matter",
+    mechanism="noise injection",
 )
 
 

@@ -115,6 +115,10 @@ class ConceptAblation(Hook):
             raise Refused(sentence("concept_ablation", "a file of directions", "none", do))
         ctx.note(self.wear(ctx.model, read_tensors(Path(self.directions))))  # type: ignore[arg-type]
 
+    def resumed(self, ctx: Context) -> None:
+        """Project again."""
+        self.start(ctx)
+
     def wear(self, model: nn.Module, directions: Mapping[str, Tensor]) -> int:
         """Hook the projections into a model; the number of directions."""
         there, plan = blocks(model), []

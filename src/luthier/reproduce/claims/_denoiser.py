@@ -46,7 +46,8 @@ class Net(nn.Module):
 class Trainer:
     """Runs an objective on points: the least that the engine does, without its files.
 
-    handles: models beside the policy. data: points (n, 2).
+    handles: models beside the policy; what the objective brings trains too. data: points (n, 2). steady: a rate that does not
+    fall; every: steps between the weights that are kept in `saved`, oldest first (0: none).
     """
 
     net: Net
@@ -54,18 +55,25 @@ class Trainer:
     seed: int
     handles: dict[str, Any] = field(default_factory=dict)
     batch: int = 128
+    steady: bool = False
+    every: int = 0
+    saved: list[dict[str, Tensor]] = field(default_factory=list)
 
     def run(self, objective: Objective, steps: int, lr: float, average: float = 0.0, references: int = 0) -> Net:
         """Adam with a linear decay; returns the trained net, or its average with this decay."""
-        search = torch.optim.Adam(self.net.parameters(), lr=lr)
+        beside = objective.brings((2, 1, 1), self.seed)
+        self.handles = {**self.handles, **beside}
+        pair = getattr(objective, "pair", lambda image, noise: noise)
+        search = torch.optim.Adam([p for m in (self.net, *beside.values()) for p in m.parameters()], lr=lr)
         slow = copy.deepcopy(self.net).requires_grad_(False) if average else None
-        handles = {"policy": self.net, "ema": slow, **self.handles}
+        handles: dict[str, Any] = {"policy": self.net, "ema": slow, **self.handles}
         for step in range(steps):
             g = stream(self.seed, "claim.denoiser", step)
             rows = torch.randint(len(self.data), (self.batch,), generator=g)
             image = self.data[rows].view(-1, 2, 1, 1)
             columns = {"image": image, "noise": torch.randn(image.shape, generator=g), "uniform": torch.rand(self.batch, 8, generator=g),
                        "progress": torch.full((self.batch,), step / steps)}  # fmt: skip
+            columns["noise"] = pair(image, columns["noise"])
             if references:
                 columns["references"] = self.data[torch.randint(len(self.data), (references,), generator=g)].view(
                     -1, 2, 1, 1
@@ -73,10 +81,12 @@ class Trainer:
             s = Signals({k: (v,) for k, v in columns.items()}, ("image",), handles.__getitem__)
             terms = as_terms(objective(Batch("image", {"image": image}, ("image",), meta=[{}] * self.batch), s))
             for group in search.param_groups:
-                group["lr"] = lr * (1 - step / steps)
+                group["lr"] = lr if self.steady else lr * (1 - step / steps)
             search.zero_grad()
             sum(t.scale * t.sums()[0] / t.sums()[1] for t in terms).backward()
             search.step()
+            if self.every and (step + 1) % self.every == 0:
+                self.saved.append({k: v.clone() for k, v in self.net.state_dict().items()})
             if slow is not None:
                 with torch.no_grad():
                     for a, p in zip(slow.parameters(), self.net.parameters(), strict=True):

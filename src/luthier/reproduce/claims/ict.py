@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from luthier.core import Batch, Objective, Signals, Terms
 from luthier.diffusion.consistency._jump import jump, pick
@@ -20,7 +22,17 @@ from luthier.reproduce.claim import Claim
 from luthier.reproduce.claims._denoiser import Net, Trainer, points
 from luthier.reproduce.claims._few_steps import best_rate, world
 
-STEPS, COUNTS, PATH = 600, (1, 2), VE()
+STEPS, COUNTS, PATH, SPREAD = 600, (1, 2), VE(), 0.5
+
+
+class Skip(Net):
+    """The authors' parametrisation for data of standard deviation 0.5: c_skip x + c_out F, which is x where there is no noise."""
+
+    def forward(self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The clean points, (B, 2, 1, 1)."""
+        s = self.path.level(t).sigma.to(x.dtype).view(-1, 1, 1, 1)
+        inner = super().forward(x, t, condition)
+        return (SPREAD**2 * x + SPREAD * s * (s * s + SPREAD**2).sqrt() * inner) / (s * s + SPREAD**2)
 
 
 @dataclass(frozen=True)
@@ -48,8 +60,8 @@ ARMS: dict[str, Any] = {"ict": ICT(first=10, last=160), "ct": First()}
 def figures(arm: str, seed: int, lr: float) -> dict[str, float]:
     """Distances of 1- and 2-step samples of a network trained from nothing, on points of standard deviation 0.5."""
     truth, data = world(seed)
-    unit = 0.5 / float(data.std())
-    net = Trainer(Net(PATH, "v", seed), data * unit, seed).run(ARMS[arm], STEPS, lr, 0.95)
+    unit = SPREAD / float(data.std())
+    net = Trainer(Skip(PATH, "x0", seed), data * unit, seed).run(ARMS[arm], STEPS, lr, 0.95)
     return {f"mmd_{n}": 1000 * mmd_to(points(net, Consistency(), n, seed) / unit, truth) for n in COUNTS}
 
 
@@ -73,12 +85,11 @@ CLAIM = Claim(
     expect="ict < ct : mmd_1",
     also=("ict < ct : mmd_2",),
     measure="mmd_1",
-    seeds=tuple(range(5)),
+    seeds=tuple(range(10)),
     run=run,
     budget_s=150,
     note="The first recipe: squared distance, averaged target, 18 even levels, weight 1. Levels of ict double from 10 to 160 in the "
-    "600 steps. Both networks predict v on the ve path, on points scaled to the standard deviation 0.5 that the levels assume. Rates are "
-    "chosen on a world that is not reported. The normal law of log s gives pairs above s = 10 five percent of the draws, and "
-    "their weight is the smallest: 600 steps of 128 points do not carry what is learned at low noise up to s = 80, where one-step "
-    "samples begin, and they collapse towards the origin. With mean = 1 or sixteen times the steps they were much nearer.",
+    "600 steps. Both arms train the same network, c_skip x + c_out F, on points scaled to the standard deviation 0.5 that the levels "
+    "assume. Rates are chosen on a world that is not reported. An earlier form of this claim let both networks predict v, whose size "
+    "grows with the noise on this path: the samples of ict collapsed, and it failed.",
 )
