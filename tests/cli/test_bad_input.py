@@ -301,7 +301,7 @@ def test_an_objective_that_does_not_fit_the_data(tried, command):
 
 def test_a_sum_of_objectives_that_read_different_batches(tried):
     tried(
-        "nll + grpo requires objectives that read the same kind of batch; got group and text",
+        "nll requires text or preference data; got grpo, which requires group data",
         objective=["nll", "grpo"],
         reward="exact",
     )
@@ -563,7 +563,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "a run by a recipe of a merge": (["run", "{merge}"], "recipe: requires the key 'data', which is not given"),
     "no cluster": (["compare", "{arm}", "{other}", "--ray", "nowhere", "--out", "{out}"], RAY),
-    "a suite on a cluster": (["compare", "--suite", "sft", "--ray", "x:1"], "--ray requires recipes; with --suite"),
+    "a first reading for a suite": (["compare", "--suite", "sft", "--first", "nll"], "--first requires recipes"),
     "one arm": (["compare", "{arm}"], "compare requires two or more recipes; got 1."),
     "no seeds": (["compare", "{arm}", "{other}", "--seeds", "0"], "--seeds requires at least 1; got 0."),
     "a page into a folder": (

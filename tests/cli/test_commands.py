@@ -532,6 +532,7 @@ def test_help_of_every_command():
         "compare",
         "merge",
         "generate",
+        "push",
         "measure",
         "trace",
         "export",

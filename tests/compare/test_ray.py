@@ -43,8 +43,10 @@ def cluster() -> Iterator[str]:
         try:
             yield made.address
         finally:
+            session = made.head_node.get_session_dir_path() if made.head_node else None
             made.shutdown()
-            shutil.rmtree(made.head_node.get_session_dir_path(), ignore_errors=True)
+            if session:
+                shutil.rmtree(session, ignore_errors=True)
             signal.signal(signal.SIGTERM, before)
 
 

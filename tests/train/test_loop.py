@@ -56,6 +56,14 @@ def test_a_half_written_checkpoint_is_skipped(tmp_path):
     assert "incomplete" in skipped[0]
 
 
+def test_what_a_killed_process_left_half_written_goes_with_the_next_checkpoint(tmp_path):
+    left = tmp_path / "checkpoints" / ".step-00000001.killed"
+    left.mkdir(parents=True)
+    (left / "state.safetensors").write_bytes(b"half")
+    Loop(job(steps=3, out=tmp_path, save_every=1)).run()
+    assert sorted(p.name for p in left.parent.iterdir()) == ["step-00000001", "step-00000002"]
+
+
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     Loop(job(steps=3, out=tmp_path, save_every=1, identity="one")).run()
     with pytest.raises(CheckpointError, match="the recipe and data it was written with"):

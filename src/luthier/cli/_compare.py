@@ -53,7 +53,14 @@ def arms_of(paths: list[Path], sets: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def compare_recipes(
-    paths: list[Path], seeds: str, out: Path, sets: list[str], processes: int, level: float, ray: str = ""
+    paths: list[Path],
+    seeds: str,
+    out: Path,
+    sets: list[str],
+    processes: int,
+    level: float,
+    ray: str = "",
+    first: str = "",
 ) -> None:
     """Run arms x seeds, then write and show the comparison."""
     arms, numbers = arms_of(paths, sets), seeds_of(seeds)
@@ -76,8 +83,9 @@ def compare_recipes(
     if not outcome.results:
         raise LuthierError("compare requires at least one run that ends; all failed:\n"
                            + "\n".join(f"  {f.arm}, seed {f.seed}: {f.why}" for f in outcome.failures))  # fmt: skip
+    design = Design(alpha=level, first=tuple(name.strip() for name in first.split(",") if name.strip()))
     command = " ".join(["luthier", *sys.argv[1:]])
-    found = compare(outcome.results, list(arms), numbers, Design(alpha=level), failures=outcome.failures, command=command,
+    found = compare(outcome.results, list(arms), numbers, design, failures=outcome.failures, command=command,
                     title=" against ".join(arms))  # fmt: skip
     print_summary(found)
     typer.echo(f"report: {write_report(found, out / 'report.html')}")

@@ -38,7 +38,7 @@ def rates_of(text: str) -> tuple[float, ...]:
 
 
 def compare_suite(suite: str, paths: list[Path], seeds: str, out: Path, sets: list[str], processes: int, level: float,
-                  by: str, rates: str, cap: float | None, finalists: int, only: str, dry: bool) -> None:  # fmt: skip
+                  by: str, rates: str, cap: float | None, finalists: int, only: str, dry: bool, ray: str = "") -> None:  # fmt: skip
     """Build the arms, race them, compare the last ones, and show it; dry: show what would be run."""
     if len(paths) > 1:
         raise ConfigError(f"--suite takes one recipe, its baseline, or none; got {len(paths)}.")
@@ -59,7 +59,9 @@ def compare_suite(suite: str, paths: list[Path], seeds: str, out: Path, sets: li
     def tell(event: Any) -> None:
         typer.echo(str(event), err=True)
 
-    raced = race(field.arms, grid, ladder, field.judge, field.configure, run_arm, out, processes, tell, tell)
+    raced = race(
+        field.arms, grid, ladder, field.judge, field.configure, run_arm, out, processes, tell, tell, ray or None
+    )
     if raced.interrupted:
         typer.echo("stopped; the same command goes on from here", err=True)
         raise typer.Exit(130)

@@ -119,6 +119,9 @@ def compare(
     level: Annotated[
         float, typer.Option(min=1e-6, max=0.5, help="Chance of any false verdict in the whole table.")
     ] = 0.05,
+    first: Annotated[
+        str, typer.Option(help="Readings that are the question, such as exact_match: half of --level is theirs alone.")
+    ] = "",
     suite: Annotated[
         str, typer.Option(help="Race all components that fit: sft, preference, rl, forgetting or diversity.")
     ] = "",
@@ -134,20 +137,20 @@ def compare(
     ] = False,
 ) -> None:
     """Which recipe is better for this model and data? Paired seeds, intervals, an honest verdict, report.html."""
-    if suite and ray:
-        raise ConfigError("--ray requires recipes; with --suite it would do nothing. Use --processes.")
     if suite:
+        if first:
+            raise ConfigError("--first requires recipes; with --suite the readings that judge come first. Use --by.")
         from luthier.cli._suite import FINAL_SEEDS, compare_suite
 
         compare_suite(suite, recipes or [], seeds or FINAL_SEEDS, out, sets or [], processes, level, by, rates, cap,
-                      finalists, only, dry)  # fmt: skip
+                      finalists, only, dry, ray)  # fmt: skip
         return
     given = {"--by": by, "--rates": rates, "--cap": cap is not None, "--arms": only, "--plan": dry}
     if idle := [name for name, value in given.items() if value]:
         raise ConfigError(f"{idle[0]} requires --suite, which is not given; it would do nothing. Remove it.")
     from luthier.cli._compare import compare_recipes
 
-    compare_recipes(recipes or [], seeds or "3", out, sets or [], processes, level, ray)
+    compare_recipes(recipes or [], seeds or "3", out, sets or [], processes, level, ray, first)
 
 
 @app.command()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import signal
 import socket
 import sys
+import threading
 from collections import Counter, deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from luthier.compare._workers import THREAD_VARIABLES, Answer, Job, RunOne, Tell, Trouble, attempt, sent
@@ -16,6 +19,8 @@ from luthier.core.errors import ConfigError, MissingExtra, Refused, sentence
 
 RERUNS = 3
 _SECONDS = 10.0
+_LOOK = 0.5
+"""Seconds between two looks at whether Ctrl-C was pressed."""
 
 
 def _there(payload: bytes, folder: str, path: list[str], threads: int) -> bytes:
@@ -59,6 +64,20 @@ def connect(address: str) -> tuple[Any, bool]:
     return ray, True
 
 
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Ctrl-C as something to look at: an exception that rises inside Ray's own code can be lost there."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def share(nodes: Sequence[Mapping[str, float]], asked: int) -> tuple[int, int, float]:
     """(runs at once, cores of each, GPUs of each) over machines with these resources ("CPU", "GPU").
 
@@ -86,6 +105,10 @@ class Ray:
 
     def run(self, jobs: Sequence[Job], run_one: RunOne, tell: Tell) -> Generator[tuple[Job, Answer]]:
         """See `Executor`. A run is given away at most `RERUNS` times more when its worker or machine is lost."""
+        with _interrupts() as seen:
+            yield from self._run(jobs, run_one, tell, seen)
+
+    def _run(self, jobs: Sequence[Job], run_one: RunOne, tell: Tell, seen: list[int]) -> Generator[tuple[Job, Answer]]:
         ray, mine = connect(self.address)
         waiting, running, lost = deque(jobs), dict[Any, Job](), Counter[tuple[str, int]]()
         try:
@@ -93,12 +116,17 @@ class Ray:
             self.at_once, cpus, gpus = share(nodes, self.asked)
             task = ray.remote(_there).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
             while waiting or running:
+                if seen:
+                    raise KeyboardInterrupt
                 while waiting and len(running) < self.at_once:
                     job = waiting.popleft()
                     tell("start", job, "")
                     payload = pickle.dumps((run_one, job))
                     running[task.remote(payload, os.getcwd(), [p for p in sys.path if p], cpus)] = job
-                (done, *_), _ = ray.wait(list(running), num_returns=1)
+                ready, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK)
+                if not ready:
+                    continue
+                (done,) = ready
                 job = running.pop(done)
                 try:
                     answer: Answer = pickle.loads(ray.get(done))

@@ -144,6 +144,7 @@ def race(
     processes: int = 1,
     on_event: Callable[[Event], None] | None = None,
     on_rung: Callable[[str], None] | None = None,
+    ray: str | None = None,
 ) -> Raced:
     """Race arms x rates; the first arm is the baseline and stays to the end, whatever it reads.
 
@@ -163,7 +164,7 @@ def race(
             f"rung {n} of {len(ladder.shares)}: {len(going)} configurations, {share:.0%} of the steps, {len(seeds)} seed{s}"
         )
         recipes = {str(c): configure(arms[c.arm], c.rate, share) for c in going}
-        outcome = run_all(recipes, seeds, run_one, Path(out) / "rungs" / str(n), processes, on_event)
+        outcome = run_all(recipes, seeds, run_one, Path(out) / "rungs" / str(n), processes, on_event, ray=ray)
         if outcome.interrupted:
             raced.interrupted = True
             return raced
@@ -175,7 +176,7 @@ def race(
     raced.finalists = going
     tell(f"last comparison: {len(going)} arms, all steps, {len(ladder.seeds)} seeds that chose nothing")
     recipes = {c.arm: configure(arms[c.arm], c.rate, None) for c in going}
-    raced.outcome = run_all(recipes, ladder.seeds, run_one, Path(out), processes, on_event)
+    raced.outcome = run_all(recipes, ladder.seeds, run_one, Path(out), processes, on_event, ray=ray)
     raced.interrupted = raced.outcome.interrupted
     return raced
 

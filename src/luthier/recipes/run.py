@@ -21,6 +21,7 @@ from luthier.core.files import read_json, write_json, write_tensors, write_text
 from luthier.recipes.build import Prepared, cache_reference, prepare
 from luthier.recipes.recipe import Recipe
 from luthier.report.manifest import git_state, hardware, versions
+from luthier.train.checkpoint import newest
 from luthier.train.loop import Event, Loop, Outcome
 
 MANIFEST = "manifest.json"
@@ -120,6 +121,8 @@ def run(recipe: Recipe, out: Path | None = None, *, resume: bool = False, on_eve
     if passes:
         tell({"kind": "note", "text": f"reference log-probs cached in {passes} forward passes"})
     loop = Loop(prepared.job)
+    if resume and out is not None and newest(out) is None:
+        tell({"kind": "note", "text": f"--resume: there is no checkpoint in {out}; the run starts at the beginning"})
     outcome = loop.run(resume)
     cost = {**outcome.cost, **_cost(prepared), "total_seconds": time.perf_counter() - began}
     if outcome.interrupted:

@@ -74,7 +74,10 @@ def folder_of(out: Path, step: int) -> Path:
 
 
 def save(out: Path, snapshot: Snapshot, keep: int) -> Path:
-    """Write a checkpoint and delete all but the newest `keep`. Raises OutputError; an older checkpoint stays then."""
+    """Write a checkpoint; delete all but the newest `keep`, and what a killed process left half written.
+
+    Raises OutputError; an older checkpoint stays then.
+    """
     target = folder_of(out, snapshot.step)
     with whole_folder(target) as aside:
         tensors: dict[str, Tensor] = {}
@@ -84,7 +87,7 @@ def save(out: Path, snapshot: Snapshot, keep: int) -> Path:
         write_json(aside / "state.json", {"version": VERSION, "step": snapshot.step, "identity": snapshot.identity,
                                           "state": skeleton, "curves": snapshot.curves,
                                           "trace": snapshot.trace, "cost": snapshot.cost})  # fmt: skip
-    for old in sorted(_all(out))[:-keep]:
+    for old in (*sorted(_all(out))[:-keep], *target.parent.glob(".step-*")):
         shutil.rmtree(old, ignore_errors=True)
     return target
 

@@ -25,7 +25,7 @@ from luthier.core.errors import Refused, sentence
 CARD = Card(
     name="coupled noise of VCT",
     source="arXiv 2502.18197",
-    papers=(47,),
+    papers=(),
     needs=Needs(handles=("coupling",)),
     cost="one pass of the encoder for each step that draws noise",
     limits=("mu = 0 and sigma = 1: the sampler without it, bit for bit", "one step: nothing is drawn"),
