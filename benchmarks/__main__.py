@@ -116,7 +116,7 @@ def main() -> None:
         held = json.loads(path.read_text()) if path.exists() else {}
         suffix = "" if given.adapt == "full" else f"+{given.adapt}"
         held.update({k + suffix: v for k, v in found.items()})
-        held["about"] = {
+        held["about"] = held.get("about", {}) | {
             "versions": versions(),
             "hardware": hardware(),
             "repeats": given.repeats,

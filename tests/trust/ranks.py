@@ -71,7 +71,7 @@ def _as_rank(words: Sequence[str], rank: int, ranks: int, port: int) -> int:
     from luthier.cli.main import main
 
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks),
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")  # fmt: skip
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")  # fmt: skip
     torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
