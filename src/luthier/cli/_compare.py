@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from luthier.cli._run import quiet
 from luthier.core.errors import ConfigError, LuthierError
 from luthier.recipes.recipe import parse_sets, read, recipe_faults
+
+if TYPE_CHECKING:
+    from luthier.compare.runner import Outcome
+    from luthier.compare.verdicts import Design
+    from luthier.report.content import Race
 
 
 def seeds_of(text: str) -> list[int]:
@@ -28,6 +35,15 @@ def seeds_of(text: str) -> list[int]:
     if numbers[0] < 1:
         raise ConfigError(f"--seeds requires at least 1; got {numbers[0]}.")
     return list(range(numbers[0]))
+
+
+def listed(text: str) -> list[str]:
+    """Names between commas.
+
+    >>> listed("dft, lora,")
+    ['dft', 'lora']
+    """
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def arms_of(paths: list[Path], sets: list[str]) -> dict[str, dict[str, Any]]:
@@ -67,10 +83,7 @@ def compare_recipes(
     quiet()
     from luthier.compare.arms import run_arm
     from luthier.compare.runner import Event, run_all
-    from luthier.compare.summary import compare
     from luthier.compare.verdicts import Design
-    from luthier.report.html import write_report
-    from luthier.report.tables import print_summary
 
     def tell(event: Event) -> None:
         typer.echo(str(event), err=True)
@@ -80,12 +93,31 @@ def compare_recipes(
     if outcome.interrupted:
         typer.echo("stopped; the same command goes on from here", err=True)
         raise typer.Exit(130)
+    show(
+        outcome,
+        list(arms),
+        numbers,
+        Design(alpha=level, first=tuple(listed(first))),
+        out,
+        " against ".join(arms),
+        "all failed",
+    )
+
+
+def show(outcome: Outcome, arms: list[str], seeds: Sequence[int], design: Design, out: Path, title: str, failed: str,
+         race: Race | None = None) -> None:  # fmt: skip
+    """Compare what was run, print it, write the report. Raises LuthierError where no run ended; failed: these runs, in words."""
+    from luthier.compare.summary import compare
+    from luthier.report.html import write_report
+    from luthier.report.tables import print_summary
+
     if not outcome.results:
-        raise LuthierError("compare requires at least one run that ends; all failed:\n"
+        raise LuthierError(f"compare requires at least one run that ends; {failed}:\n"
                            + "\n".join(f"  {f.arm}, seed {f.seed}: {f.why}" for f in outcome.failures))  # fmt: skip
-    design = Design(alpha=level, first=tuple(name.strip() for name in first.split(",") if name.strip()))
     command = " ".join(["luthier", *sys.argv[1:]])
-    found = compare(outcome.results, list(arms), numbers, design, failures=outcome.failures, command=command,
-                    title=" against ".join(arms))  # fmt: skip
+    found = replace(
+        compare(outcome.results, arms, seeds, design, failures=outcome.failures, command=command, title=title),
+        race=race,
+    )
     print_summary(found)
     typer.echo(f"report: {write_report(found, out / 'report.html')}")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from luthier.cli._compare import seeds_of
+from luthier.cli._compare import listed, seeds_of, show
 from luthier.cli._run import quiet
 from luthier.core.errors import ConfigError
 from luthier.recipes.recipe import parse_sets, read
@@ -46,10 +44,11 @@ def compare_suite(suite: str, paths: list[Path], seeds: str, out: Path, sets: li
     from luthier.compare.arms import run_arm
     from luthier.compare.race import Ladder, race
     from luthier.compare.suite import build_field
+    from luthier.compare.verdicts import Design
 
     grid, ladder = rates_of(rates) if rates else None, Ladder(seeds=tuple(seeds_of(seeds)), finalists=finalists)
     field = build_field(suite, read(paths[0]) if paths else None, parse_sets(sets), by, cap,
-                        [name.strip() for name in only.split(",") if name.strip()])  # fmt: skip
+                        listed(only))  # fmt: skip
     grid = grid or field.rates()
     for line in planned(field, ladder, grid, dry):
         typer.echo(line, err=not dry)
@@ -65,25 +64,9 @@ def compare_suite(suite: str, paths: list[Path], seeds: str, out: Path, sets: li
     if raced.interrupted:
         typer.echo("stopped; the same command goes on from here", err=True)
         raise typer.Exit(130)
-    _report(field, raced, ladder, grid, out, level)
-
-
-def _report(field: Field, raced: Raced, ladder: Ladder, grid: tuple[float, ...], out: Path, level: float) -> None:
-    from luthier.compare.summary import compare
-    from luthier.compare.verdicts import Design
-    from luthier.core.errors import LuthierError
-    from luthier.report.html import write_report
-    from luthier.report.tables import print_summary
-
-    if not raced.outcome.results:
-        raise LuthierError("compare requires at least one run that ends; all of the last comparison failed:\n"
-                           + "\n".join(f"  {f.arm}, seed {f.seed}: {f.why}" for f in raced.outcome.failures))  # fmt: skip
-    arms = [c.arm for c in raced.finalists]
-    found = compare(raced.outcome.results, arms, ladder.seeds, Design(alpha=level, first=raced.judge.by), failures=raced.outcome.failures,
-                    command=" ".join(["luthier", *sys.argv[1:]]), title=f"suite {field.suite}")  # fmt: skip
-    found = replace(found, race=race_of(field, raced, grid))
-    print_summary(found)
-    typer.echo(f"report: {write_report(found, out / 'report.html')}")
+    design = Design(alpha=level, first=raced.judge.by)
+    show(raced.outcome, [c.arm for c in raced.finalists], ladder.seeds, design, out, f"suite {field.suite}",
+         "all of the last comparison failed", race_of(field, raced, grid))  # fmt: skip
 
 
 def race_of(field: Field, raced: Raced, grid: tuple[float, ...]) -> Race:

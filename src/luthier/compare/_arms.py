@@ -11,6 +11,7 @@ from luthier.core.config import name_and_parameters
 from luthier.core.errors import LuthierError
 from luthier.core.registry import Entry, entries
 from luthier.core.signals import BASE, DERIVED, split
+from luthier.recipes.composition import SLOTS
 from luthier.recipes.recipe import parse, recipe_faults
 
 Plain = dict[str, Any]
@@ -40,8 +41,8 @@ class Maker:
         name = name_and_parameters(first, "objective")[0].rsplit(".", 1)[-1]
         arms, about, left = {name: self.plain}, {name: "the baseline"}, list[tuple[str, str]]()
         slots: Mapping[str, tuple[tuple[str, ...], Callable[[Entry], Plain | str]]] = {
-            "objective": (("objectives.",), self._objective), "adapt": (("adapt.",), self._adapt),
-            "regularise": (("regularise.", "optim.gradients.", "optim.averages."), self._regularise),
+            "objective": (("objectives.",), self._objective), "adapt": (SLOTS["adapt"], self._adapt),
+            "regularise": (SLOTS["regularise"], self._regularise),
             "select": (("data.select.",), self._select), "reward": (("reward.combine.",), self._reward),
             "loop": (("loops.",), self._loop)}  # fmt: skip
         for slot in self.slots:

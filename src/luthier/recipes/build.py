@@ -117,6 +117,11 @@ def build_hook(spec: Any, at: str) -> Hook:
     return made
 
 
+def named_measures(recipe: Recipe) -> set[str]:
+    """Names in the recipe's `measure` as they are written, those of suites too."""
+    return {next(iter(m)) if isinstance(m, dict) else m for m in recipe.measure if isinstance(m, str | dict)}
+
+
 def build_measures(specs: Sequence[Any]) -> list[Measure]:
     """Measures by component name or suite name."""
     from luthier.measure.suites import SUITES

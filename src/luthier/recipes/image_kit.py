@@ -13,7 +13,7 @@ import torch
 from luthier.core import MeasureContext, Reading
 from luthier.core.errors import Refused, sentence
 from luthier.models.denoiser import LoadedDenoiser, load_denoiser
-from luthier.recipes.build import Prepared, attach_all, build_parts
+from luthier.recipes.build import Prepared, attach_all, build_parts, named_measures
 from luthier.recipes.image_check import IMAGE_WORLD as WORLD
 from luthier.recipes.image_runs import png
 from luthier.recipes.images import (
@@ -114,8 +114,7 @@ class ImageKit:
 
     def faults(self, prepared: Prepared) -> list[str]:
         """Sentences on parts of suites that are left out. Raises Refused for a measure of text that was named."""
-        named = [m for m in prepared.recipe.measure if isinstance(m, str | dict)]
-        short = {next(iter(m)) if isinstance(m, dict) else m for m in named}
+        short = named_measures(prepared.recipe)
         faults = [sentence(f"measure {m.name}", "a language model", "an image model", "Leave it out")
                   for m in prepared.parts.measures if not fits(m) and short & {m.name, m.id}]  # fmt: skip
         reader = self.subject.read

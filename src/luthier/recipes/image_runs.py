@@ -18,9 +18,6 @@ from luthier.models.denoiser import LoadedDenoiser, load_denoiser
 from luthier.recipes.images import ImageSubject, brought, codec_of, drawer, source_of, view_of
 from luthier.recipes.recipe import Data, ImageSampling, Recipe
 
-IMAGE_TAG = "image"
-"""Measures whose card needs this kind of batch read images; all others read text."""
-
 
 def picture(image: Tensor) -> Any:
     """An image (C, H, W) in [-1, 1] as one of Pillow."""

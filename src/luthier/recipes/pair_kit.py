@@ -12,7 +12,7 @@ import torch
 from luthier.core import MeasureContext, Reading
 from luthier.core.errors import Refused, sentence
 from luthier.models.encoder import EncoderView, LoadedEncoder, copy_beside, load_encoder
-from luthier.recipes.build import Prepared, attach_all, build_parts
+from luthier.recipes.build import Prepared, attach_all, build_parts, named_measures
 from luthier.recipes.embeddings import EmbeddingSubject, encode_pairs, guide_columns
 from luthier.recipes.pair_rows import paired, reading_pairs
 from luthier.recipes.plan import Plan
@@ -92,8 +92,7 @@ class PairKit:
 
     def faults(self, prepared: Prepared) -> list[str]:
         """Sentences on parts of suites that are left out. Raises Refused for a measure of other models that was named."""
-        named = [m for m in prepared.recipe.measure if isinstance(m, str | dict)]
-        short = {next(iter(m)) if isinstance(m, dict) else m for m in named}
+        short = named_measures(prepared.recipe)
         other = [
             m for m in prepared.parts.measures if "pairs" not in m.needs.batch and not m.id.startswith("measure.cost.")
         ]
