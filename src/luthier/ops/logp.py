@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 22
+CHUNK = 1 << 24
 KEEP = 1 << 24
 
 
@@ -40,31 +40,61 @@ def logp_and_entropy(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return log_p.gather(-1, target[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
 
 
-def _forward_chunk(head: Head, hidden: Tensor, target: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(softmax, log p of target, entropy) of one chunk; the softmax reuses the memory of the logits."""
-    z = head.logits(hidden)
-    peak = z.amax(-1, keepdim=True)
-    z = z.sub_(peak) if not z.requires_grad else z - peak
-    chosen = z.gather(-1, target[:, None])[:, 0]
-    if entropy:
-        p = z.exp()
+class _Scratch:
+    """Blocks of numbers for one chunk at a time, made once and used for all chunks.
+
+    A fresh block for every chunk leaves holes in the heap that aligned blocks of the same size do not fit into: with 128,000
+    words the process grew by several times the size of a chunk.
+    """
+
+    def __init__(self, head: Head, rows: int) -> None:
+        self.head, self.shape = head, (rows, head.weight.shape[0])
+        self.held: dict[str, Tensor] = {}
+
+    def block(self, name: str, rows: int, dtype: torch.dtype) -> Tensor:
+        """The named block's first rows; what it held is overwritten."""
+        if name not in self.held:
+            self.held[name] = self.head.weight.new_empty(self.shape, dtype=dtype)
+        return self.held[name][:rows]
+
+    def logits(self, hidden: Tensor, name: str = "p") -> Tensor:
+        """As `Head.logits`, into the named block; without the cap where the name is "slope", which asks for its slope."""
+        head, rows = self.head, len(hidden)
+        plain = hidden.dtype
+        wide = torch.promote_types(plain, torch.float32)
+        z = self.block(name if wide == plain else "narrow", rows, plain)
+        torch.mm(hidden, head.weight.t(), out=z)
+        z = z if head.bias is None else z.add_(head.bias)
+        z = z if wide == plain else self.block(name, rows, wide).copy_(z)
+        z = z if head.scale == 1.0 else z.mul_(head.scale)
+        if not head.softcap:
+            return z
+        z = z.div_(head.softcap).tanh_()
+        return z.square_().neg_().add_(1) if name == "slope" else z.mul_(head.softcap)
+
+    def softmax(self, hidden: Tensor, target: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(softmax, log p of target, entropy) of one chunk; the softmax lies in the block "p"."""
+        z = self.logits(hidden)
+        z = z.sub_(z.amax(-1, keepdim=True))
+        chosen = z.gather(-1, target[:, None])[:, 0]
+        held = self.block("z", len(z), z.dtype).copy_(z) if entropy else None
+        p = z.exp_()
         total = p.sum(-1, keepdim=True)
-        p = p.div_(total)
-        log_total = total.log()[:, 0]
-        return p, chosen - log_total, log_total - (p * z).sum(-1)
-    p = z.exp_()
-    total = p.sum(-1, keepdim=True)
-    return p.div_(total), chosen - total.log()[:, 0], None
+        p, log_total = p.div_(total), total.log()[:, 0]
+        return p, chosen - log_total, None if held is None else log_total - held.mul_(p).sum(-1)
 
+    def gradient(self, p: Tensor, target: Tensor, g_logp: Tensor, g_ent: Tensor | None, ent: Tensor | None) -> Tensor:
+        """Gradient by the logits: g_logp (onehot - p) - g_ent p (log p + H). Overwrites p."""
+        if g_ent is not None and ent is not None:
+            grad = torch.clamp_min(p, torch.finfo(p.dtype).tiny, out=self.block("z", len(p), p.dtype))
+            grad = grad.log_().add_(ent[:, None]).mul_(p).mul_(-g_ent[:, None]).sub_(p.mul_(g_logp[:, None]))
+        else:
+            grad = p.mul_(-g_logp[:, None])
+        return grad.scatter_add_(-1, target[:, None], g_logp[:, None].to(grad.dtype))
 
-def _grad_logits(p: Tensor, target: Tensor, g_logp: Tensor, g_ent: Tensor | None, ent: Tensor | None) -> Tensor:
-    """Gradient by the logits: g_logp (onehot - p) - g_ent p (log p + H). Overwrites p."""
-    if g_ent is not None and ent is not None:
-        grad = p * (torch.xlogy(torch.ones_like(p), p.clamp_min(torch.finfo(p.dtype).tiny)) + ent[:, None])
-        grad = grad.mul_(-g_ent[:, None]).sub_(p * g_logp[:, None])
-    else:
-        grad = p.mul_(-g_logp[:, None])
-    return grad.scatter_add_(-1, target[:, None], g_logp[:, None].to(grad.dtype))
+    def narrow(self, grad: Tensor, dtype: torch.dtype) -> Tensor:
+        """The same numbers in another type."""
+        return grad if grad.dtype == dtype else self.block("narrow", len(grad), dtype).copy_(grad)
 
 
 class _LinearLogp(torch.autograd.Function):
@@ -76,10 +106,11 @@ class _LinearLogp(torch.autograd.Function):
         head, n, v = Head(weight, bias, scale, softcap), hidden.shape[0], weight.shape[0]
         ctx.plain, ctx.entropy, ctx.rows = (scale, softcap), entropy, max(1, chunk // max(v, 1))
         kept = n * v <= keep and not softcap
-        rows = n if kept else ctx.rows
+        rows = max(1, n if kept else min(n, ctx.rows))
+        scratch = _Scratch(head, rows)
         logps, ents, soft = [], [], None
-        for at in range(0, n, max(rows, 1)):
-            p, logp, ent = _forward_chunk(head, hidden[at : at + rows], target[at : at + rows], entropy)
+        for at in range(0, n, rows):
+            p, logp, ent = scratch.softmax(hidden[at : at + rows], target[at : at + rows], entropy)
             logps.append(logp)
             ents.append(logp.new_zeros(logp.shape) if ent is None else ent)
             soft = p if kept else None
@@ -102,19 +133,18 @@ class _LinearLogp(torch.autograd.Function):
         g_w = torch.zeros(weight.shape, dtype=g_logp.dtype, device=weight.device) if need_w else None
         g_b = torch.zeros(weight.shape[0], dtype=g_logp.dtype, device=weight.device) if need_b else None
         n = hidden.shape[0]
-        rows = n if soft is not None else ctx.rows
-        for at in range(0, n, max(rows, 1)):
+        rows = max(1, n if soft is not None else min(n, ctx.rows))
+        scratch = _Scratch(head, rows)
+        for at in range(0, n, rows):
             cut = slice(at, at + rows)
-            p = soft.clone() if soft is not None else _forward_chunk(head, hidden[cut], target[cut], False)[0]
-            grad = _grad_logits(p, target[cut], g_logp[cut], None if g_ent is None else g_ent[cut],
-                                None if ent is None else ent[cut])  # fmt: skip
-            if softcap:
-                z = torch.nn.functional.linear(hidden[cut], weight, bias).to(grad.dtype) * scale
-                grad = grad * (1 - torch.tanh(z / softcap) ** 2)
+            p = soft.clone() if soft is not None else scratch.softmax(hidden[cut], target[cut], False)[0]
+            grad = scratch.gradient(p, target[cut], g_logp[cut], None if g_ent is None else g_ent[cut],
+                                    None if ent is None else ent[cut])  # fmt: skip
+            grad = grad.mul_(scratch.logits(hidden[cut], "slope")) if softcap else grad
             grad = grad.mul_(scale) if scale != 1.0 else grad
             if g_b is not None:
                 g_b += grad.sum(0)
-            grad = grad.to(weight.dtype)
+            grad = scratch.narrow(grad, weight.dtype)
             if g_h is not None:
                 torch.mm(grad, weight, out=g_h[cut]) if g_h.dtype == weight.dtype else g_h[cut].copy_(grad @ weight)
             if g_w is not None:
