@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+SIDE   := -n 2 --dist loadfile
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
@@ -23,13 +24,13 @@ demo: $(VENV)/.base   ## compare three recipes on the lab's language world and w
 test: lint types quick   ## everything CI runs
 	$(BIN)/luthier reproduce --sample 3
 
-quick slow: export OMP_WAIT_POLICY := PASSIVE
+quick slow soak: export OMP_WAIT_POLICY := PASSIVE
 
 quick: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE)
 
 slow: $(VENV)/.dev
-	$(BIN)/python -m pytest --slow
+	$(BIN)/python -m pytest $(SIDE) --slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests benchmarks
@@ -41,10 +42,11 @@ claims: $(VENV)/.dev
 	$(BIN)/luthier reproduce --all --record
 
 soak: $(VENV)/.dev   ## the long forms of all tests; their counts go to docs/trust.json
-	$(BIN)/python -m pytest --slow --counts docs/trust.json
+	$(BIN)/python -m pytest $(SIDE) --slow --counts docs/trust.json
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --record
+	$(BIN)/python -m benchmarks.selection --record
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py

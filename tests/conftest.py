@@ -39,7 +39,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Write the counts, if they were asked for and nothing failed."""
     target = session.config.getoption("--counts")
-    if target and exitstatus == 0:
+    beside = hasattr(session.config, "workerinput")  # one of several processes: the first one counts for all
+    if target and exitstatus == 0 and not beside:
         from tests.trust.counting import counts_of
 
         plain = {"slow": bool(session.config.getoption("--slow")), "passed": len(PASSED), "counts": counts_of(PASSED)}

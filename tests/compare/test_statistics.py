@@ -149,6 +149,27 @@ def test_same_recipe_under_several_names_gets_false_verdicts_at_most_at_the_leve
         assert false <= binomial_ceiling(0.05, draws), f"{name}: {false}"
 
 
+@pytest.mark.parametrize(("seeds", "items", "share"), [(3, 20, 0.5), (5, 32, 0.98), (5, 200, 0.7), (8, 16, 0.2)])
+def test_same_recipe_on_right_or_wrong_items_gets_false_verdicts_at_most_at_the_level(
+    seeds: int, items: int, share: float
+):
+    rng, draws = np.random.default_rng(items), 2000
+    easy = rng.beta(8 * share, 8 * (1 - share), (draws, 1, 1, items))
+    right = (rng.random((draws, 2, seeds, items)) < easy).astype(float)
+    p = [paired(a.mean(1), b.mean(1), b - a).p_value() for a, b in right]
+    assert float((np.array(p) <= 0.05).mean()) <= binomial_ceiling(0.05, draws)
+
+
+def test_the_grid_of_right_or_wrong_items_is_one_item_wide():
+    """All right at every seed against all wrong: the values alone, 0 and 1, would give a grid of 1."""
+    none, every = np.zeros(5), np.ones(5)
+    got = paired(none, every, np.ones((5, 32)))
+    assert got.seed_se == pytest.approx(1 / 32 / math.sqrt(6 * 5))
+    assert got.p_value() < 1e-6
+    assert paired(none, every).p_value() > 0.004
+    assert paired(none, every / 2, np.ones((5, 32))).seed_se == paired(none, every / 2).seed_se  # not the items' mean
+
+
 def test_vectorised_standard_error_is_that_of_paired():
     rng = np.random.default_rng(5)
     a, b = rng.binomial(20, 0.8, (2, 50, 5)) / 20

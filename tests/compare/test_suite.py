@@ -156,7 +156,7 @@ def test_the_plan_prints_arms_what_is_left_out_and_the_runs_and_writes_nothing(p
     assert ran.code == 0, ran.err
     arms = len(build_field("sft", None, {"model": str(place / "model"), "data.train": str(place / "chat.jsonl")}).arms)
     assert f"rung 1: {2 * arms} configurations x 1 seed, 60 steps" in ran.out
-    assert "last comparison: 5 arms x 5 seeds, 240 steps" in ran.out
+    assert "last comparison: 5 arms x 8 seeds, 240 steps" in ran.out
     assert "neftune                  regularise: NEFTune" in ran.out
     assert "it needs data.topk: objectives.distil.logit_targets" in ran.out
     assert files(place) == before
@@ -165,7 +165,7 @@ def test_the_plan_prints_arms_what_is_left_out_and_the_runs_and_writes_nothing(p
 def test_a_race_through_the_command_line_reports_and_goes_on(place):
     recipe = write_recipe(place / "base.yaml", {"model": str(place / "model"), "data": {"train": str(place / "chat.jsonl")},
                                                 "train": {"steps": 4, "batch": 4}, "measure": ["likelihood"]})  # fmt: skip
-    words = ("compare", recipe, "--suite", "sft", "--arms", "dft,concept_ablation", "--rates", "1e-3,1e-1", "--seeds", "2",
+    words = ("compare", recipe, "--suite", "sft", "--arms", "dft,diverse_evol", "--rates", "1e-3,1e-1", "--seeds", "2",
              "--finalists", "2", "--out", place / "race")  # fmt: skip
     ran = luthier(*words)
     assert ran.code == 0, ran.err
@@ -187,7 +187,7 @@ def test_a_race_through_the_command_line_reports_and_goes_on(place):
     written = files(place / "race" / "runs")
     again = luthier(*words)
     assert again.code == 0
-    assert "done in" not in "".join(line for line in again.err.splitlines() if "concept" not in line)
+    assert "done in" not in "".join(line for line in again.err.splitlines() if "diverse_evol" not in line)
     assert files(place / "race" / "runs") == written
     assert again.out == ran.out
 

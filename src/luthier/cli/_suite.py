@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from luthier.compare.suite import Field
     from luthier.report.content import Race
 
-FINAL_SEEDS = "5"
+FINAL_SEEDS = "8"
 
 
 def rates_of(text: str) -> tuple[float, ...]:

@@ -41,7 +41,7 @@ class Ladder:
     shares: tuple[float, ...] = (0.25, 0.5)
     counts: tuple[int, ...] = (1, 2)
     keep: float = 1 / 3
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] = tuple(range(8))
     finalists: int = 5
 
     def __post_init__(self) -> None:

@@ -9,8 +9,8 @@ item.
   degrees of freedom, is never narrower than the interval over seeds alone, and so never makes more false verdicts than
   that one.
 - Readings that live on a grid (an accuracy over N items) tie at few seeds and would give intervals of zero width. The
-  rounding variance of the difference of two values on a grid, step^2 / 6, is added; the step is the common divisor of
-  all values seen.
+  rounding variance of the difference of two values on a grid, step^2 / 6, is added; the step is 1 / m for the mean of m
+  right/wrong items, else the common divisor of all values seen.
 - Verdicts need three pairs of runs at least, and are corrected by Holm's method for every reading with a direction in
   every pair of arms, which holds the chance of any false verdict at `alpha` whatever the dependence between readings.
 """
@@ -47,10 +47,9 @@ def grid_step(values: ArrayLike, tolerance: float = 1e-6) -> Array:
 
 def _common_divisor(a: Array, b: Array, small: Array) -> Array:
     """Euclid's algorithm, elementwise, on reals: remainders up to `small`, from either side, count as zero."""
-    while np.any(b > small):
-        rest = np.where(b > small, np.mod(a, np.where(b > small, b, 1.0)), 0.0)
-        rest = np.where(b - rest <= small, 0.0, rest)
-        a, b = np.where(b > small, b, a), np.where(b > small, rest, 0.0)
+    while (left := b > small).any():
+        rest = np.mod(a, np.where(left, b, 1.0))
+        a, b = np.where(left, b, a), np.where(left & (b - rest > small), rest, 0.0)
     return a
 
 
@@ -120,10 +119,13 @@ class Paired:
         return _noncentrality(df, half / self.se, power) * self.se
 
 
-def seed_standard_error(first: ArrayLike, second: ArrayLike) -> Array:
-    """Standard error of the mean of second - first over the last axis (n >= 2), widened for values on a grid."""
+def seed_standard_error(first: ArrayLike, second: ArrayLike, step: float | None = None) -> Array:
+    """Standard error of the mean of second - first over the last axis (n >= 2), widened for values on a grid.
+
+    step: of the grid where it is known; None reads it off the values.
+    """
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    step = grid_step(np.concatenate([a, b], axis=-1))
+    step = grid_step(np.concatenate([a, b], axis=-1)) if step is None else np.float64(step)
     variance = np.var(b - a, axis=-1, ddof=1) + step**2 / 6
     return np.sqrt(variance / a.shape[-1])
 
@@ -153,11 +155,12 @@ def paired(first: ArrayLike, second: ArrayLike, item_differences: ArrayLike | No
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise ValueError(f"paired requires two equally long lists of values; got shapes {a.shape} and {b.shape}")
-    seed_se = float(seed_standard_error(a, b)) if len(a) > 1 else math.nan
     mean = math.fsum(b - a) / len(a)
-    if item_differences is None or np.shape(item_differences)[1] < 2:
+    d = np.zeros((len(a), 0)) if item_differences is None else np.asarray(item_differences, np.float64)
+    counted = d.shape[1] > 1 and two_valued(d) and np.allclose(d.mean(1), b - a, rtol=0, atol=1e-9)
+    seed_se = float(seed_standard_error(a, b, 1 / d.shape[1] if counted else None)) if len(a) > 1 else math.nan
+    if d.shape[1] < 2:
         return Paired(mean, len(a), seed_se)
-    d = np.asarray(item_differences, np.float64)
     return Paired(mean, len(a), seed_se, d.shape[1], item_standard_error(d))
 
 
