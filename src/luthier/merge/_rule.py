@@ -3,6 +3,7 @@ plan."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -91,6 +92,20 @@ class Rule(MergeRule):
     def prepare(self, view: MergeView) -> Rule:
         """The rule to apply to every tensor. Raises Refused where the plan does not fit."""
         return self
+
+    def by_entries(self) -> bool:
+        """Whether each entry of the result is made from that entry of the base and the models alone, by the site at most."""
+        return False
+
+
+def by_entries(rule: MergeRule) -> bool:
+    """Whether a rule may be given a tensor in pieces, flat."""
+    return isinstance(rule, Rule) and rule.by_entries()
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether there is neither NaN nor infinity, in one pass without a tensor of answers."""
+    return tensor.numel() == 0 or all(math.isfinite(end.item()) for end in torch.aminmax(tensor))
 
 
 def prepared(rule: MergeRule, view: MergeView) -> MergeRule:

@@ -19,15 +19,28 @@ from luthier.merge._rule import Given
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
           "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
-INDEX = "model.safetensors.index.json"
+STEMS = ("model", "diffusion_pytorch_model", "conditioner")
+"""How weight files are called by transformers, by diffusers, and beside pipelines with words of their own."""
 # Initialisations that also change the base's weights: their adapters are no deltas to the original base.
 CHANGED_BASE = ("pissa", "olora", "corda", "loftq")
 
 
+def index_name(stem: str) -> str:
+    """The file that says in which shard a tensor lies."""
+    return f"{stem}.safetensors.index.json"
+
+
+def stem_of(folder: Path) -> str:
+    """What the weight files of a folder are called, "model" where none has a usual name."""
+    named = (s for s in STEMS if (folder / f"{s}.safetensors").is_file() or (folder / index_name(s)).is_file())
+    return next(named, STEMS[0])
+
+
 def weight_files(folder: Path) -> dict[str, Path] | list[Path]:
     """Tensor name -> file where an index says so, else the files to look into. Raises ModelError if there are none."""
-    if (folder / INDEX).is_file():
-        listed = {str(k): folder / str(v) for k, v in read_json(folder / INDEX)["weight_map"].items()}
+    stem = stem_of(folder)
+    if (index := folder / index_name(stem)).is_file():
+        listed = {str(k): folder / str(v) for k, v in read_json(index)["weight_map"].items()}
         if absent := sorted({p.name for p in listed.values() if not p.is_file()}):
             raise ModelError(
                 sentence(
@@ -35,8 +48,8 @@ def weight_files(folder: Path) -> dict[str, Path] | list[Path]:
                 )
             )
         return listed
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
+    if (folder / f"{stem}.safetensors").is_file():
+        return [folder / f"{stem}.safetensors"]
     found = sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("adapter"))
     if not found:
         came = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) if folder.is_dir() else "no such folder"

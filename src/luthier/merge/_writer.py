@@ -36,10 +36,10 @@ class Planned:
         return prod(self.shape) * self.dtype.itemsize
 
 
-def shards(plan: Sequence[Planned], limit: float) -> dict[str, list[Planned]]:
+def shards(plan: Sequence[Planned], limit: float, stem: str = "model") -> dict[str, list[Planned]]:
     """File name -> its tensors, in order, each file at most `limit` bytes (one tensor at least).
 
-    One file is model.safetensors; several are numbered as transformers reads them.
+    One file is STEM.safetensors; several are numbered as transformers and diffusers read them.
     """
     groups: list[list[Planned]] = []
     size = 0
@@ -50,12 +50,12 @@ def shards(plan: Sequence[Planned], limit: float) -> dict[str, list[Planned]]:
         groups[-1].append(one)
         size += one.bytes
     if len(groups) == 1:
-        return {"model.safetensors": groups[0]}
-    return {f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors": g for i, g in enumerate(groups)}
+        return {f"{stem}.safetensors": groups[0]}
+    return {f"{stem}-{i + 1:05d}-of-{len(groups):05d}.safetensors": g for i, g in enumerate(groups)}
 
 
 def index_of(files: Mapping[str, Sequence[Planned]]) -> dict[str, object]:
-    """The content of model.safetensors.index.json."""
+    """The content of an index of shards."""
     where = {one.name: name for name, group in files.items() for one in group}
     return {"metadata": {"total_size": sum(one.bytes for g in files.values() for one in g)}, "weight_map": where}
 

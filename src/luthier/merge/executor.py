@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,18 +28,22 @@ from luthier.core.files import read_json, sha256, whole_folder, write_json
 from luthier.core.protocols import MergeRule
 from luthier.core.sites import Site
 from luthier.merge import _checks
-from luthier.merge._rule import Deltas, Given, MergeView, prepared, wide
+from luthier.merge._rule import Deltas, Given, MergeView, by_entries, finite, prepared, wide
 from luthier.merge._sites import sites_of
-from luthier.merge._sources import INDEX, AdapterDelta, FolderTensors
+from luthier.merge._sources import AdapterDelta, FolderTensors, index_name, stem_of
 from luthier.merge._writer import Planned, ShardWriter, index_of, shards
+from luthier.models.pipelines import is_pipeline
 
 __all__ = ["AdapterDelta", "Report", "merge_folders", "merge_tensors"]
 MANIFEST = "merge.json"
-COPIED = ("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+CONFIGS = ("config.json", "conditioner.json")
+COPIED = (*CONFIGS, "generation_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
           "vocab.txt", "merges.txt", "*.model", "tokenizer*.json", "chat_template*",
           "*processor_config.json")  # fmt: skip
 Model = Mapping[str, Tensor] | AdapterDelta
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+BLOCK = 1 << 15
+"""Entries of a tensor that are merged at a time, where the rule treats each entry by itself: few enough for the cache."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,14 @@ class _Merger:
         stored = self.base[name]
         if not stored.is_floating_point():
             return self._copy(name, stored)
+        whole = [m for m in self.models if not isinstance(m, AdapterDelta)]
+        in_blocks = stored.numel() > BLOCK and len(whole) == len(self.models) and by_entries(self.rule)
+        made = self._in_blocks(name, stored, whole) if in_blocks else self._at_once(name, stored)
+        self.changed += made[1]
+        return made[0]
+
+    def _at_once(self, name: str, stored: Tensor) -> tuple[Tensor, bool]:
+        """(the merged tensor, whether it differs from the base)."""
         stored, base, deltas = self._at(name)
         out = self.rule(base, deltas, self.sites[name])
         if out.shape != stored.shape:
@@ -104,11 +118,27 @@ class _Merger:
                 f"{tuple(out.shape)}"
             )
         made = out.to(self.dtype or stored.dtype)
-        if not bool(torch.isfinite(made).all()) and bool(torch.isfinite(stored).all()):
+        self._check_finite(name, made, stored)
+        return made, not torch.equal(made, stored.to(made.dtype))
+
+    def _in_blocks(self, name: str, stored: Tensor, models: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, bool]:
+        """The same, block by block of entries, which stay in the processor's cache from reading to writing."""
+        dtype, changed = wide(stored.dtype), False
+        made = torch.empty(stored.shape, dtype=self.dtype or stored.dtype, device=stored.device)
+        out, old, *others = (t.detach().reshape(-1) for t in (made, stored, *(m[name] for m in models)))
+        for at in range(0, len(out), BLOCK):
+            part = slice(at, at + BLOCK)
+            base = old[part].to(dtype)
+            deltas = Deltas(base, [Given(partial(torch.Tensor.to, t[part], dtype)) for t in others])
+            new = out[part].copy_(self.rule(base, deltas, self.sites[name]))
+            self._check_finite(name, new, old[part])
+            changed = changed or not torch.equal(new, old[part].to(new.dtype))
+        return made, changed
+
+    def _check_finite(self, name: str, made: Tensor, stored: Tensor) -> None:
+        if not finite(made) and finite(stored):
             came = f"NaN or infinity in {name!r} as {str(made.dtype).removeprefix('torch.')}"
             raise ModelError(sentence("the merge", "finite weights", came, "Check the models, or choose a wider dtype"))
-        self.changed += not torch.equal(made, stored.to(made.dtype))
-        return made
 
     def _copy(self, name: str, stored: Tensor) -> Tensor:
         for i, model in enumerate(self.models):
@@ -169,6 +199,8 @@ def merge_folders(
 ) -> Report:
     """Merge model folders (or adapters on the base) into the new folder `out`, which appears whole or not at all.
 
+    A base that is a pipeline of diffusers gives a pipeline: every part whose weights the models changed is merged by
+    itself, all else is the base's.
     models: folders, PEFT LoRA folders, or deltas, in the order that the rule sees. dtype: of the result; None keeps the
     base's. weights: per model, for rules that take them. tokenizer: "same" refuses models with another tokenizer,
     "base" keeps the base's. progress(done, of, name) is called after each tensor. Memory: about one tensor of the base,
@@ -182,20 +214,49 @@ def merge_folders(
         raise OutputError(
             sentence("the merge", "a new or empty output folder", f"{out}, which holds files", "Choose another folder")
         )
+    how = Settings(rule, dtype, shard_bytes, tokenizer, progress)
+    with whole_folder(out) as aside:
+        if is_pipeline(str(base)):
+            from luthier.merge.pipelines import merge_pipelines
+
+            report, told = merge_pipelines(how, base, models, aside)
+        else:
+            report, told = merge_part(how, base, models, aside)
+        write_json(aside / MANIFEST, told)
+    return replace(report, out=out)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How parts are merged: the arguments of `merge_folders` that are not folders."""
+
+    rule: MergeRule
+    dtype: torch.dtype | None
+    shard_bytes: float
+    tokenizer: str
+    progress: Callable[[int, int, str], None] | None
+
+
+def merge_part(
+    how: Settings, base: Path, models: Sequence[Path | AdapterDelta], aside: Path
+) -> tuple[Report, dict[str, Any]]:
+    """Merge one folder of weights into the existing, empty folder `aside`; what was done, and its manifest."""
     with ExitStack() as stack:
-        opened = _open_all(base, models, tokenizer, stack)
-        work = _Merger(rule, opened[0], opened[1], opened[0].shapes, dtype)
-        plan = [Planned(n, _result_dtype(opened[0], n, dtype), s) for n, s in opened[0].shapes.items()]
-        files = shards(plan, shard_bytes)
-        _check_space(out, sum(p.bytes for p in plan))
-        with whole_folder(out) as aside:
-            _copy_files(base, aside, dtype)
-            _write(work, files, aside, progress)
-            if len(files) > 1:
-                write_json(aside / INDEX, index_of(files))
-            write_json(aside / MANIFEST, _manifest(rule, work.rule, opened, models, base, dtype))
+        opened = _open_all(base, models, how.tokenizer, stack)
+        work = _Merger(how.rule, opened[0], opened[1], opened[0].shapes, how.dtype)
+        plan = [Planned(n, _result_dtype(opened[0], n, how.dtype), s) for n, s in opened[0].shapes.items()]
+        stem = stem_of(base)
+        files = shards(plan, how.shard_bytes, stem)
+        _check_space(aside.parent, sum(p.bytes for p in plan))
+        _copy_files(base, aside, how.dtype)
+        hashes = _hashes(opened, models, stack)
+        _write(work, files, aside, how.progress)
+        if len(files) > 1:
+            write_json(aside / index_name(stem), index_of(files))
+        told = _manifest(how.rule, work.rule, opened, models, base, how.dtype, hashes)
     sizes = sum(torch.Size(p.shape).numel() for p in plan), sum(p.bytes for p in plan)
-    return Report(out, len(plan) - work.copied, work.copied, work.changed, *sizes, tuple(files), work.rule)
+    report = Report(aside, len(plan) - work.copied, work.copied, work.changed, *sizes, tuple(files), work.rule)
+    return report, told
 
 
 def _weighted(rule: MergeRule, weights: Sequence[float] | None) -> MergeRule:
@@ -246,12 +307,13 @@ def _open_all(base: Path, models: Sequence[Path | AdapterDelta], tokenizer: str,
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    if not (folder / "config.json").is_file():
+    held = next((folder / c for c in CONFIGS if (folder / c).is_file()), None)
+    if held is None:
         came = "no such folder" if not folder.is_dir() else "none"
         raise ModelError(
             sentence(f"model folder {folder}", "config.json", came, "Give the folder that holds the model")
         )
-    return dict(read_json(folder / "config.json"))
+    return dict(read_json(held))
 
 
 def _dtype_faults(label: str, tensors: FolderTensors) -> list[str]:
@@ -283,8 +345,7 @@ def _copy_files(base: Path, aside: Path, dtype: torch.dtype | None) -> None:
                 shutil.copytree(path, aside / path.name, dirs_exist_ok=True)
     if (base / "additional_chat_templates").is_dir():
         shutil.copytree(base / "additional_chat_templates", aside / "additional_chat_templates")
-    if dtype is not None:
-        config = read_json(aside / "config.json")
+    if dtype is not None and "_class_name" not in (config := _config(aside)) and (aside / CONFIGS[0]).is_file():
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
         write_json(aside / "config.json", {**config, key: str(dtype).removeprefix("torch.")})
 
@@ -306,6 +367,25 @@ def _plain(rule: MergeRule) -> Any:
     return as_dict(rule) if isinstance(rule, Component) and rule.id else repr(rule)
 
 
+def _read_from(path: Path | AdapterDelta, one: FolderTensors | AdapterDelta) -> Sequence[Path]:
+    """The weight files behind a model."""
+    if isinstance(path, AdapterDelta):
+        return ()
+    return one.files if isinstance(one, FolderTensors) else sorted(Path(path).glob("adapter_*"))
+
+
+def _hashes(
+    opened: tuple[FolderTensors, list[FolderTensors | AdapterDelta]],
+    models: Sequence[Path | AdapterDelta],
+    stack: ExitStack,
+) -> dict[Path, Future[str]]:
+    """The hash of every file that is read, found beside the merge; what is left undone at the end is left."""
+    pool = ThreadPoolExecutor(2)
+    stack.callback(pool.shutdown, cancel_futures=True)
+    files = [*opened[0].files, *(f for m, o in zip(models, opened[1], strict=True) for f in _read_from(m, o))]
+    return {f: pool.submit(sha256, f) for f in dict.fromkeys(files)}
+
+
 def _manifest(
     rule: MergeRule,
     fitted: MergeRule,
@@ -313,14 +393,14 @@ def _manifest(
     models: Sequence[Path | AdapterDelta],
     base: Path,
     dtype: torch.dtype | None,
+    hashes: Mapping[Path, Future[str]],
 ) -> dict[str, Any]:
     """What was merged, by which rule: enough to do it again, with the hash of every file that was read."""
 
     def told(path: Path | AdapterDelta, one: FolderTensors | AdapterDelta) -> dict[str, Any]:
         if isinstance(path, AdapterDelta):
             return {"adapter": path.name, "tensors": sorted(path.parts)}
-        files = one.files if isinstance(one, FolderTensors) else sorted(Path(path).glob("adapter_*"))
-        return {"folder": str(path), "files": {f.name: sha256(f) for f in files}}
+        return {"folder": str(path), "files": {f.name: hashes[f].result() for f in _read_from(path, one)}}
 
     return {
         "rule": _plain(rule), "fitted": _plain(fitted), "base": told(base, opened[0]),

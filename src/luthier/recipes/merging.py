@@ -8,7 +8,9 @@ from typing import Any
 
 from luthier.core.config import build_component, check_component
 from luthier.core.errors import ConfigError, unknown
+from luthier.models.loading import DTYPES
 from luthier.recipes.build import model_source
+from luthier.recipes.image_check import IMAGE_WORLD
 from luthier.recipes.recipe import Data, Recipe
 
 KEYS = ("base", "models", "merge", "dtype", "name")
@@ -21,6 +23,8 @@ def merge_faults(plain: Mapping[str, Any]) -> list[str]:
     models = plain.get("models")
     if models is not None and not (isinstance(models, list) and models and all(isinstance(m, str) for m in models)):
         faults.append(f"models: requires a list of folders; got {models!r}")
+    if plain.get("dtype") is not None and plain["dtype"] not in DTYPES:
+        faults.append(f"dtype: {unknown('dtype', str(plain['dtype']), tuple(DTYPES))}")
     if "merge" in plain:
         entry, own = check_component(plain["merge"], "merge", "merge")
         faults += own
@@ -31,9 +35,15 @@ def merge_faults(plain: Mapping[str, Any]) -> list[str]:
 
 
 def folder_of(source: str) -> Path:
-    """The model folder behind a source: a run's merged model, a plain folder, or a lab world's base."""
-    where = Path(model_source(Recipe(model=source, data=Data(train="none"))))
-    return where / "model" if (where / "model" / "config.json").is_file() else where
+    """The model folder behind a source: a run's merged model, a plain folder or pipeline, or a lab world's base."""
+    recipe = Recipe(model=source, data=Data(train="none"))
+    if source.startswith(IMAGE_WORLD):
+        from luthier.recipes.images import source_of
+
+        return Path(source_of(recipe))
+    where = Path(model_source(recipe)).expanduser()
+    merged = where / "model"
+    return merged if any((merged / n).is_file() for n in ("config.json", "model_index.json")) else where
 
 
 def merge_by_recipe(plain: Mapping[str, Any], out: Path) -> str:
@@ -44,5 +54,6 @@ def merge_by_recipe(plain: Mapping[str, Any], out: Path) -> str:
 
     rule = build_component(plain["merge"], "merge", "merge")
     models = [folder_of(m) for m in plain["models"]]
-    merge_folders(rule, folder_of(plain["base"]), models, out, dtype=plain.get("dtype"))
+    dtype = None if plain.get("dtype") is None else DTYPES[plain["dtype"]]
+    merge_folders(rule, folder_of(plain["base"]), models, out, dtype=dtype)
     return f"{len(models)} models merged by {rule.id} into {out}"

@@ -57,7 +57,7 @@ def linear(models: Iterable[Tensor], weights: Sequence[float], normalise: bool =
         out = model * weight if out is None else torch.add(out, model, alpha=weight)
     if out is None:
         raise Refused(sentence("linear", "at least one model", "none", "List them under `models`"))
-    return out / total if normalise else out
+    return out / total if normalise and total != 1 else out
 
 
 @component(CARD)
@@ -80,6 +80,9 @@ class Linear(Rule):
                 )
             )
         return self
+
+    def by_entries(self) -> bool:
+        return True
 
     def __call__(self, base: Tensor, deltas: Sequence[Tensor], at: Site) -> Tensor:
         return linear(weights_of(base, deltas), shares("linear", self.weights, len(deltas)), self.normalise)

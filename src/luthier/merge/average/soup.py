@@ -52,5 +52,8 @@ class Soup(Rule):
         shares("soup", None, view.models)
         return self
 
+    def by_entries(self) -> bool:
+        return True
+
     def __call__(self, base: Tensor, deltas: Sequence[Tensor], at: Site) -> Tensor:
         return linear(weights_of(base, deltas), (1.0,) * len(deltas))

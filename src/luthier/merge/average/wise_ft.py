@@ -75,6 +75,9 @@ class WiseFT(Rule):
         need_models("wise_ft", 1, view.models, "Average several models first, or use soup")
         return self
 
+    def by_entries(self) -> bool:
+        return True
+
     def __call__(self, base: Tensor, deltas: Sequence[Tensor], at: Site) -> Tensor:
         need_models("wise_ft", 1, len(deltas), "Average several models first, or use soup")
         return wise_ft(base, next(weights_of(base, deltas)), self.alpha)

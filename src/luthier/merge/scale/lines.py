@@ -19,7 +19,7 @@ from torch import Tensor
 
 from luthier.core import Card, MergeRule, Site, component
 from luthier.core.errors import Refused, sentence
-from luthier.merge._rule import MergeView, Rule, prepared, shares
+from luthier.merge._rule import MergeView, Rule, by_entries, prepared, shares
 
 CARD = Card(
     name="LiNeS",
@@ -100,6 +100,9 @@ class LiNeS(Rule):
                 )
             )
         return replace(ready, alpha=task_alpha(summed, merged, view.models))
+
+    def by_entries(self) -> bool:
+        return self.inner is None or by_entries(self.inner)
 
     def __call__(self, base: Tensor, deltas: Sequence[Tensor], at: Site) -> Tensor:
         if self.alpha is None:

@@ -59,5 +59,8 @@ class TaskArithmetic(Rule):
         shares("task_arithmetic", self.weights, view.models)
         return self
 
+    def by_entries(self) -> bool:
+        return True
+
     def __call__(self, base: Tensor, deltas: Sequence[Tensor], at: Site) -> Tensor:
         return task_arithmetic(base, deltas, self.scale, self.weights)
