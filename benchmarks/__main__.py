@@ -1,13 +1,12 @@
-"""Run the table: each cell in fresh processes, the two sides in turn, medians of repeats, ratios ours / peer.
+"""Run the table: each cell in fresh processes, the sides in turn, medians of repeats, ratios ours / peer of one turn.
 
-python -m benchmarks [--cells sft/lab,dpo/lab] [--repeats 3] [--record]
+python -m benchmarks [--cells sft/lab,dpo/lab] [--repeats 5] [--steps N] [--record]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -16,41 +15,64 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-CELLS = ["sft/lab", "dpo/lab", "grpo/lab", "sft/30m", "dpo/30m", "grpo/30m", "sft/120m", "dpo/120m", "sft/vocab128k",
-         "generate/lab", "denoise/unet", "denoise/dit", "startup"]  # fmt: skip
+CELLS = (
+    "sft/lab", "dpo/lab", "grpo/lab", "sft/30m", "dpo/30m", "grpo/30m", "sft/120m", "dpo/120m", "grpo/120m",
+    "sft/vocab128k", "dpo/vocab128k", "grpo/vocab128k",
+    "sft/lab-long", "sft/30m-long", "sft/lab-packed", "sft/30m-packed", "sft/30m-long-packed",
+    "sft/30m+lora", "sft/30m+s2ft", "sft/30m+neuroada", "sft/30m+spiel", "dpo/30m+lora",
+    "merge/linear-30m", "merge/linear-120m", "merge/task_arithmetic-30m", "merge/task_arithmetic-120m",
+    "generate/lab", "denoise/unet", "denoise/dit", "startup",
+)  # fmt: skip
+FLOORS = ("sft/lab", "dpo/lab", "grpo/lab")
+"""Cells that the bare loop runs too."""
+TRAINED = ("sft", "dpo", "grpo", "denoise")
+"""Kinds whose allocations are looked at, in a process of their own."""
 
 
-def one_side(name: str, side: str, adapt: str) -> dict[str, float]:
-    """Measure one side of one cell in this process."""
+def one_side(name: str, side: str, steps: int, traced: bool) -> dict[str, float]:
+    """Measure one side of one cell in this process. traced: torch's allocations, and nothing else."""
     kind, _, size = name.partition("/")
+    began = time.perf_counter()
     if kind == "generate":
         from benchmarks.rollouts import seconds as rollout_seconds
 
         return rollout_seconds(side)
-    began = time.perf_counter()
-    steps = _steps(kind, size, side, adapt)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"step": statistics.median(steps), "peak_mib": peak, "whole": time.perf_counter() - began}
+    if kind == "merge":
+        from benchmarks import merging
+
+        found = merging.one(side, size)
+    elif traced:
+        from benchmarks.memory import allocated
+
+        with allocated() as found:
+            _train(name, side, 1)
+        return found
+    else:
+        found = _train(name, side, steps).figures()
+    return found | {"whole": time.perf_counter() - began}
 
 
-def _steps(kind: str, size: str, side: str, adapt: str) -> list[float]:
+def _train(name: str, side: str, steps: int) -> Any:
+    kind, _, size = name.partition("/")
     if kind == "denoise":
         from benchmarks import images
 
-        return images.ours(size) if side == "ours" else images.peer(size)
+        return images.ours(size, steps) if side == "ours" else images.peer(size, steps)
     from benchmarks.work import Cell
 
     if side == "ours":
-        from benchmarks.ours import seconds
+        from benchmarks.ours import measure
+    elif side == "peer":
+        from benchmarks.trl_side import measure
     else:
-        from benchmarks.trl_side import seconds
-    return seconds(Cell(kind, size), adapt)
+        from benchmarks.bare import measure
+    return measure(Cell.of(name, steps))
 
 
-def fresh(name: str, side: str, adapt: str) -> dict[str, float]:
+def fresh(name: str, side: str, steps: int, traced: bool = False) -> dict[str, float]:
     """The same in a fresh process."""
-    words = [sys.executable, "-W", "ignore", "-m", "benchmarks", "--side", side, "--cells", name, "--adapt", adapt]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=HERE.parent)
+    words = [sys.executable, "-W", "ignore", "-m", "benchmarks", "--side", side, "--cells", name, "--steps", str(steps)]
+    done = subprocess.run([*words, *(["--traced"] if traced else [])], capture_output=True, text=True, cwd=HERE.parent)
     if done.returncode:
         raise SystemExit(f"{name} {side} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -71,58 +93,73 @@ def startup() -> dict[str, Any]:
     return out
 
 
-def table(cells: list[str], repeats: int, adapt: str) -> dict[str, Any]:
+def measured(name: str, repeats: int, steps: int) -> dict[str, Any]:
+    """One cell: medians of each side, and ratios to the peer, which are medians of the ratios of single turns."""
+    rows: dict[str, list[dict[str, float]]] = {s: [] for s in ("ours", "peer", *(["floor"] if name in FLOORS else []))}
+    for _ in range(repeats):
+        for side in rows:
+            rows[side].append(fresh(name, side, steps))
+    if name.split("/")[0] in TRAINED:
+        for side in rows:
+            level = fresh(name, side, steps, traced=True)
+            rows[side] = [r | level for r in rows[side]]
+    cell: dict[str, Any] = {s: {k: round(statistics.median(r[k] for r in found), 5) for k in found[0]}
+                            for s, found in rows.items()}  # fmt: skip
+    for side, key in (("ours", "ratio"), ("floor", "floor_ratio")):
+        if side in rows:
+            cell[key] = {
+                k: round(statistics.median(a[k] / b[k] for a, b in zip(rows[side], rows["peer"], strict=True)), 3)
+                for k in cell[side]
+                if k in cell["peer"] and cell["peer"][k]
+            }
+    return cell
+
+
+def table(cells: list[str], repeats: int, steps: int) -> dict[str, Any]:
     """All cells; prints a line per cell as it goes."""
+    from benchmarks import merging
+
     out: dict[str, Any] = {}
-    for name in cells:
-        if name == "startup":
-            out[name] = startup()
-            print(f"{name:<16} {out[name]}", flush=True)
-            continue
-        sides: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
-        for _ in range(repeats):
-            for side in sides:
-                sides[side].append(fresh(name, side, adapt))
-        keys = sides["ours"][0]
-        cell = {
-            side: {k: round(statistics.median(r[k] for r in rows), 5) for k in keys} for side, rows in sides.items()
-        }
-        cell["ratio"] = {
-            k: round(statistics.median(a[k] / b[k] for a, b in zip(sides["ours"], sides["peer"], strict=True)), 3)
-            for k in keys
-        }
-        out[name] = cell
-        print(f"{name:<16} ours/peer {cell['ratio']}  ours {cell['ours']}", flush=True)
+    try:
+        for name in cells:
+            if name.startswith("merge/"):
+                merging.folders(name.rpartition("-")[2])
+            cell = out[name] = startup() if name == "startup" else measured(name, repeats, steps)
+            for side, found in cell.items() if name != "startup" else [("seconds", cell)]:
+                print(f"{name:<26} {side:<12} {found}", flush=True)
+    finally:
+        merging.clear()
     return out
+
+
+def record(found: dict[str, Any], repeats: int) -> None:
+    """Write the cells into results.json, beside those that were not run."""
+    from luthier.report.manifest import hardware, versions
+
+    path = HERE / "results.json"
+    held = json.loads(path.read_text()) if path.exists() else {}
+    told = {"repeats": repeats, "date": time.strftime("%Y-%m-%d")}
+    held.update({name: cell | told for name, cell in found.items()})
+    held["about"] = held.get("about", {}) | told | {"versions": versions(), "hardware": hardware()}
+    path.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", default=",".join(CELLS))
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--adapt", default="full", choices=["full", "lora"])
-    parser.add_argument("--side", choices=["ours", "peer"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=1000, help="timed steps at most, to try a cell")
     parser.add_argument("--record", action="store_true", help="write benchmarks/results.json")
+    parser.add_argument("--side", choices=["ours", "peer", "floor"], help=argparse.SUPPRESS)
+    parser.add_argument("--traced", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
-        print(json.dumps(one_side(given.cells, given.side, given.adapt)))
+        print(json.dumps(one_side(given.cells, given.side, given.steps, given.traced)))
         return
-    found = table(given.cells.split(","), given.repeats, given.adapt)
+    found = table(given.cells.split(","), given.repeats, given.steps)
     if given.record:
-        from luthier.report.manifest import hardware, versions
-
-        path = HERE / "results.json"
-        held = json.loads(path.read_text()) if path.exists() else {}
-        suffix = "" if given.adapt == "full" else f"+{given.adapt}"
-        held.update({k + suffix: v for k, v in found.items()})
-        held["about"] = held.get("about", {}) | {
-            "versions": versions(),
-            "hardware": hardware(),
-            "repeats": given.repeats,
-            "date": time.strftime("%Y-%m-%d"),
-        }
-        path.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
+        record(found, given.repeats)
 
 
 if __name__ == "__main__":

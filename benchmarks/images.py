@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-import time
 from typing import Any
 
 import torch
+
+from benchmarks.clock import Clock
 
 SHAPES = {"unet": (16, 3, 32, 24), "dit": (16, 3, 32, 24)}
 """network -> rows per step, channels, side, timed steps."""
@@ -34,8 +34,8 @@ def pictures(name: str) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(8 * rows, channels, side, side, generator=g) * 2 - 1, torch.randint(10, (8 * rows,), generator=g)
 
 
-def ours(name: str) -> list[float]:
-    """Seconds of each step of Luthier's loop."""
+def ours(name: str, limit: int = 1000) -> Clock:
+    """Luthier's loop."""
     from luthier.adapt.attach import attach
     from luthier.core.config import build_component
     from luthier.core.sites import Sites
@@ -47,39 +47,39 @@ def ours(name: str) -> list[float]:
     from luthier.train.policy import Policy
     from luthier.train.settings import Training
 
-    rows, _, _, steps = SHAPES[name]
+    rows, steps, clock = SHAPES[name][0], min(limit, SHAPES[name][3]), Clock()
     images, labels = pictures(name)
     module = DenoiserModule(network(name), Conditioner() if name == "unet" else ClassLabels(10, unconditional=True))
     attached = attach(module, build_component("full", "adapt", "adapt"), Sites(""), 0)
     path = path_of({"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"})
     policy = Policy(DenoiserView(module, path, "eps"), attached)
     feed = ImageFeed((images,), "image", ("image",), rows, 0, conditions={} if name == "unet" else {"label": labels})
-    marks: list[float] = []
+    clock.ready()
     job = Job(policy, build_component("denoise", "diffusion", "objective"), feed,
               Training(steps=steps + 2, batch=rows, lr=1e-4, clip=1.0), build_component("adamw", "optim", "optimiser"),
               build_component("linear", "optim", "schedule"), (build_component({"clip_grad_norm": {"max_norm": 1.0}}, "optim", "clip"),),
-              on_event=lambda e: marks.append(time.perf_counter()))  # fmt: skip
+              on_event=lambda e: clock.tick())  # fmt: skip
     Loop(job).run()
-    return [b - a for a, b in itertools.pairwise(marks[1:])]
+    return clock
 
 
-def peer(name: str) -> list[float]:
-    """Seconds of each step of the loop that diffusers documents: accelerate, a DataLoader, add_noise, mse, clip, AdamW."""
+def peer(name: str, limit: int = 1000) -> Clock:
+    """The loop that diffusers documents: accelerate, a DataLoader, add_noise, mse, clip, AdamW."""
     import torch.nn.functional as F
     from accelerate import Accelerator
     from diffusers import DDPMScheduler
     from diffusers.optimization import get_scheduler
     from torch.utils.data import DataLoader, TensorDataset
 
-    rows, _, _, steps = SHAPES[name]
+    rows, steps, clock = SHAPES[name][0], min(limit, SHAPES[name][3]), Clock()
     accelerator = Accelerator(cpu=True)
     model, noises = network(name).train(), DDPMScheduler(beta_schedule="squaredcos_cap_v2")
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
     schedule = get_scheduler("linear", optimiser, num_warmup_steps=0, num_training_steps=steps + 2)
     loader = DataLoader(TensorDataset(*pictures(name)), batch_size=rows, shuffle=True)
     model, optimiser, loader, schedule = accelerator.prepare(model, optimiser, loader, schedule)
-    marks: list[float] = []
-    while len(marks) < steps + 2:
+    clock.ready()
+    while len(clock.marks) < steps + 2:
         for clean, label in loader:
             noise = torch.randn_like(clean)
             t = torch.randint(0, 1000, (len(clean),))
@@ -91,7 +91,7 @@ def peer(name: str) -> list[float]:
                 optimiser.step()
                 schedule.step()
                 optimiser.zero_grad()
-            marks.append(time.perf_counter())
-            if len(marks) == steps + 2:
+            clock.tick()
+            if len(clock.marks) == steps + 2:
                 break
-    return [b - a for a, b in itertools.pairwise(marks[1:])]
+    return clock

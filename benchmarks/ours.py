@@ -1,13 +1,13 @@
-"""Luthier's side of a cell: seconds per step and peak memory."""
+"""Luthier's side of a cell."""
 
 from __future__ import annotations
 
-import itertools
-import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from benchmarks.clock import Clock
 from benchmarks.work import Cell, encoded, model_of, texts, tokenizer_of
 from luthier.core.config import build_component
 from luthier.core.protocols import Reward
@@ -27,9 +27,11 @@ class Length(Reward):
         return torch.tensor([sum(w.endswith("2") for w in c.split()) / (len(c.split()) or 1) for c in completions])
 
 
-def seconds(cell: Cell, adapt: Any = "full") -> list[float]:
-    """Seconds of each step."""
-    model, tokenizer = model_of(cell.size), tokenizer_of(cell.size)
+def measure(cell: Cell) -> Clock:
+    """Train."""
+    clock, seen, adapt = Clock(), 0, cell.adapt
+    model, tokenizer = model_of(cell.model), tokenizer_of(cell.model)
+    clock.ready()
     adaptation = build_component(adapt, "adapt", "adapt")
     needs_base = cell.kind == "dpo"
     from luthier.adapt.attach import attach
@@ -48,16 +50,22 @@ def seconds(cell: Cell, adapt: Any = "full") -> list[float]:
     else:
         parts = ("chosen", "rejected") if cell.kind == "dpo" else ("text",)
         kind = "preference" if cell.kind == "dpo" else "text"
-        feed = RowFeed(encoded(cell, tokenizer, rows), kind, parts, 0, cell.batch, None)
+        feed = RowFeed(encoded(cell, tokenizer, rows), kind, parts, 0, cell.batch, None, width=cell.width)
         if cell.kind == "dpo":
             _cache(feed, policy, cell.batch)
-    marks: list[float] = []
+
+    def ended(event: Mapping[str, Any]) -> None:
+        nonlocal seen
+        if event["kind"] == "step":
+            seen += event["tokens"] if cell.packed else 0
+            clock.tick(seen)
+
     settings = Training(steps=cell.steps + 2, batch=cell.batch, lr=1e-4, clip=1.0)
     clip = build_component({"clip_grad_norm": {"max_norm": 1.0}}, "optim", "clip")
     job = Job(policy, objective, feed, settings, build_component("adamw", "optim", "optimiser"),
-              build_component("linear", "optim", "schedule"), (clip,), on_event=lambda e: marks.append(time.perf_counter()))  # fmt: skip
+              build_component("linear", "optim", "schedule"), (clip,), on_event=ended)  # fmt: skip
     Loop(job).run()
-    return [b - a for a, b in itertools.pairwise(marks[1:])]
+    return clock
 
 
 def _cache(feed: RowFeed, policy: Policy, size: int) -> None:

@@ -40,18 +40,48 @@ SIZES: dict[str, dict[str, int]] = {
 }
 SHAPES: dict[tuple[str, str], tuple[int, int, int]] = {
     ("sft", "lab"): (32, 24, 60), ("sft", "30m"): (8, 100, 8), ("sft", "120m"): (4, 100, 5), ("sft", "vocab128k"): (1, 2048, 4),
-    ("dpo", "lab"): (16, 24, 40), ("dpo", "30m"): (4, 100, 6), ("dpo", "120m"): (2, 100, 4),
-    ("grpo", "lab"): (128, 12, 12), ("grpo", "30m"): (16, 24, 4), ("grpo", "120m"): (8, 24, 3),
+    ("dpo", "lab"): (16, 24, 40), ("dpo", "30m"): (4, 100, 6), ("dpo", "120m"): (2, 100, 4), ("dpo", "vocab128k"): (1, 1024, 4),
+    ("grpo", "lab"): (128, 12, 12), ("grpo", "30m"): (16, 24, 4), ("grpo", "120m"): (8, 24, 3), ("grpo", "vocab128k"): (8, 64, 3),
+    ("sft", "lab-long"): (4, 1024, 8), ("sft", "30m-long"): (2, 1024, 4),
+    ("sft", "lab-packed"): (32, 24, 40), ("sft", "30m-packed"): (8, 100, 6), ("sft", "30m-long-packed"): (4, 1024, 4),
 }  # fmt: skip
-"""(kind, size) -> rows per step, tokens of an answer, timed steps."""
+"""(kind, size) -> rows per step, tokens of an answer at most, timed steps."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the table."""
+    """One cell of the table: KIND/SIZE[+ADAPT], SIZE the model and, behind dashes, "long" and "packed".
+
+    adapt: what trains on our side; the peer trains all weights where it is "full", else peft's LoRA. limit: steps at most,
+    for runs that look at memory only.
+    """
 
     kind: str
     size: str
+    adapt: str = "full"
+    limit: int = 1000
+
+    @classmethod
+    def of(cls, name: str, limit: int = 1000) -> Cell:
+        """From the name in the table."""
+        kind, _, rest = name.partition("/")
+        size, _, adapt = rest.partition("+")
+        return cls(kind, size, adapt or "full", limit)
+
+    @property
+    def model(self) -> str:
+        """The model, one of SIZES."""
+        return self.size.partition("-")[0]
+
+    @property
+    def packed(self) -> bool:
+        """Whether both sides put several sequences into a row."""
+        return self.size.endswith("-packed")
+
+    @property
+    def width(self) -> int | None:
+        """Tokens of a packed row on both sides; None: ours packs where that saves tokens, the peer pads."""
+        return 2 * (self.tokens + 17) if self.packed else None
 
     @property
     def batch(self) -> int:
@@ -63,7 +93,7 @@ class Cell:
 
     @property
     def steps(self) -> int:
-        return SHAPES[self.kind, self.size][2]
+        return min(self.limit, SHAPES[self.kind, self.size][2])
 
 
 def model_of(size: str) -> Any:
@@ -94,14 +124,14 @@ def tokenizer_of(size: str) -> Any:
 def texts(cell: Cell, n: int) -> list[dict[str, str]]:
     """Rows of words: prompts of 8 to 16 tokens, answers of half to the full length, so that there is real padding."""
     g = torch.Generator().manual_seed(1)
-    top = SIZES[cell.size]["vocab_size"]
+    top = SIZES[cell.model]["vocab_size"]
 
     def words(low: int, high: int) -> str:
         size = int(torch.randint(low, high + 1, (1,), generator=g))
         return " ".join(f"t{i}" for i in torch.randint(4, top, (size,), generator=g).tolist())
 
-    low = cell.tokens if cell.size == "vocab128k" else cell.tokens // 2
-    high = cell.tokens - 16 if cell.size == "vocab128k" else cell.tokens
+    full = cell.size == "vocab128k" and cell.kind == "sft"
+    low, high = (cell.tokens, cell.tokens - 16) if full else (cell.tokens // 2, cell.tokens)
     rows = []
     for _ in range(n):
         row = {"prompt": words(8, 16), "completion": " " + words(min(low, high), high)}
