@@ -25,6 +25,8 @@ BOUND = 60.0
 CASES = [
     pytest.param(False, 1, {}, id="copies, process 1 dies"),
     pytest.param(True, 1, {}, id="shards, process 1 dies"),
+    pytest.param(False, 0, {}, id="copies, process 0 dies"),
+    pytest.param(True, 0, {}, id="shards, process 0 dies"),
 ]
 
 
@@ -91,9 +93,15 @@ def test_samples_that_each_process_holds_for_itself_are_there_again_after_resumi
 
 
 @pytest.mark.slow
-def test_under_a_launcher_the_whole_run_stops_and_says_so(place, tmp_path):
+@pytest.mark.parametrize(
+    ("launcher", "dies"),
+    [(["torch.distributed.run", "--nproc_per_node", "2"], 1),
+     (["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"], 0)],
+    ids=["torchrun", "accelerate"],
+)  # fmt: skip
+def test_under_a_launcher_the_whole_run_stops_and_says_so(place, tmp_path, launcher, dies):
     file = write_recipe(tmp_path / "recipe.yaml", recipe(place, False, steps=60))
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "luthier", "run", str(file)]
+    words = [sys.executable, "-m", *launcher, "-m", "luthier", "run", str(file)]
     words += ["--out", str(tmp_path / "run")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     with (tmp_path / "log").open("w") as log:
@@ -101,10 +109,10 @@ def test_under_a_launcher_the_whole_run_stops_and_says_so(place, tmp_path):
         while not list((tmp_path / "run" / "checkpoints").glob("step-*3")):
             assert run.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.01)
-        os.kill(child(run.pid, "LOCAL_RANK=1"), signal.SIGKILL)
+        os.kill(child(run.pid, f"LOCAL_RANK={dies}"), signal.SIGKILL)
         assert run.wait(BOUND) != 0
     told = " ".join((tmp_path / "log").read_text().split())
-    assert "process 1 (id" in told and "--resume" in told, told[-3000:]
+    assert f"process {dies} (id" in told and "--resume" in told, told[-3000:]
     again = subprocess.run([*words, "--resume"], env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr[-3000:]
 

@@ -204,15 +204,26 @@ def test_inside_a_step_between_two_micro_batches(
     same_end(tmp_path / "whole", tmp_path / "cut")
 
 
-@pytest.mark.parametrize("at", [1, 2])
-def test_in_the_middle_of_a_comparison(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int):
+@pytest.fixture(scope="module")
+def compared(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Any]:
+    """Arms, and what their comparison over two seeds gives when nothing stops it."""
     from luthier.compare.arms import run_arm
     from luthier.compare.runner import run_all
 
     plain = recipe(place, entries()["objectives.supervised.nll"]) | {"measure": ["likelihood"]}
     plain["data"]["holdout"] = 4
     arms = {name: {**plain, "objective": name} for name in ("nll", "dft")}
-    done = 0
+    whole = run_all(arms, [0, 1], run_arm, tmp_path_factory.mktemp("compared"))
+    assert not whole.failures
+    return arms, whole
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_in_the_middle_of_a_comparison(compared: tuple[dict[str, Any], Any], tmp_path: Path, at: int):
+    from luthier.compare.arms import run_arm
+    from luthier.compare.runner import run_all
+
+    (arms, whole), done = compared, 0
 
     def stops(arm: str, given: Any, seed: int) -> Any:
         nonlocal done
@@ -221,8 +232,6 @@ def test_in_the_middle_of_a_comparison(place: Path, tmp_path: Path, monkeypatch:
             raise Stopped
         return run_arm(arm, given, seed)
 
-    whole = run_all(arms, [0, 1], run_arm, tmp_path / "whole")
-    assert not whole.failures
     with pytest.raises(Stopped):
         run_all(arms, [0, 1], stops, tmp_path / "cut")
     told: list[str] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,9 +13,12 @@ from luthier.core.batch import Batch
 from luthier.core.streams import stream
 from luthier.models.collate import Tokens, bins, pack, pad
 
+if TYPE_CHECKING:
+    from luthier.train.mixture import Mixture
+
 
 class Feed(Protocol):
-    """Where batches come from."""
+    """Where batches come from; feeds derive from it."""
 
     def micros(self, step: int, rank: int = 0, world: int = 1) -> list[Batch]:
         """This rank's micro-batches of optimiser step `step`."""
@@ -25,8 +28,12 @@ class Feed(Protocol):
         """Rows in one pass."""
         ...
 
+    def phase(self, step: int, steps: int) -> tuple[int, int]:
+        """(step, steps) as schedule and optimiser count them: those of the run, but where a feed begins anew its own."""
+        return step, steps
 
-def order(seed: int, step: int, batch: int, rows: int) -> list[int]:
+
+def order(seed: int, step: int, batch: int, rows: int, role: str = "data.shuffle") -> list[int]:
     """Row numbers of one step: the step's window in an endless chain of permutations, a new one each pass.
 
     Every row comes exactly once per pass; a batch may span two passes.
@@ -35,7 +42,7 @@ def order(seed: int, step: int, batch: int, rows: int) -> list[int]:
     at = step * batch
     while len(out) < batch:
         epoch, inside = divmod(at, rows)
-        permutation = torch.randperm(rows, generator=stream(seed, "data.shuffle", epoch))
+        permutation = torch.randperm(rows, generator=stream(seed, role, epoch))
         take = min(batch - len(out), rows - inside)
         out.extend(permutation[inside : inside + take].tolist())
         at += take
@@ -55,13 +62,14 @@ def packing_width(lengths: Sequence[int], worth: float = 5 / 6) -> int:
 
 
 @dataclass
-class RowFeed:
+class RowFeed(Feed):
     """Encoded rows as batches of one kind.
 
     examples: per row one token sequence per part. columns: per-row values, (rows, ...). width: packing width, 0 pads,
     None packs into rows of twice the longest sequence where that saves a sixth of the tokens.
     reference: cached reference log-probs, per row and part a 1-D tensor over trained tokens. tables: columns with a vector
     for each trained token of the first part, per row (trained tokens, k); a batch has them as (B, T, k), 0 elsewhere.
+    mixture: which rows a pass has; None: every row once.
     """
 
     examples: Sequence[tuple[Tokens, ...]]
@@ -76,13 +84,17 @@ class RowFeed:
     meta: Sequence[Mapping[str, Any]] = ()
     reference: Sequence[tuple[Tensor, ...]] | None = None
     tables: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    mixture: Mixture | None = None
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.examples) if self.mixture is None else len(self.mixture)
 
     def micros(self, step: int, rank: int = 0, world: int = 1) -> list[Batch]:
         """Micro-batches of this rank: its share of the global batch, neighbours in length together (less padding)."""
-        rows = order(self.seed, step, self.batch, len(self.examples))[rank::world]
+        if self.mixture is None:
+            rows = order(self.seed, step, self.batch, len(self.examples))[rank::world]
+        else:
+            rows = self.mixture.rows(self.seed, step, self.batch)[rank::world]
         size = self.micro or len(rows)
         if len(rows) > size:
             rows = sorted(rows, key=lambda r: sum(len(p.ids) for p in self.examples[r]))

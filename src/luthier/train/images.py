@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from luthier.core.batch import CONDITION, Batch
 from luthier.core.streams import stream
-from luthier.train.feed import order
+from luthier.train.feed import Feed, order
 
 UNIFORMS = 8
 """Uniform numbers per row and step: the first is for the time, the second drops conditions, the rest are the objective's."""
@@ -44,7 +44,7 @@ def uniforms(seed: int, role: str, step: int, size: int) -> Tensor:
 
 
 @dataclass
-class ImageFeed:
+class ImageFeed(Feed):
     """Images in memory as batches.
 
     images: per part (N, C, H, W), in the model's own range, float or as given by `decode`. conditions: raw inputs of the
@@ -73,6 +73,7 @@ class ImageFeed:
     references: int = 0
     pair: Callable[[Tensor, Tensor], Tensor] | None = None
     prior: Prior | None = None
+    unit: ClassVar[str] = "images"
 
     def __len__(self) -> int:
         return self.rows or len(self.images[0])

@@ -76,7 +76,7 @@ class Loop:
         self.hooks = [*getattr(job.policy.attached, "hooks", tuple)(), *job.hooks]
         self.trace: list[Ran] = []
         self.curves: list[dict[str, Any]] = []
-        self.tokens = 0
+        self.tokens, self.unit = 0, str(getattr(job.feed, "unit", "tokens"))
         self.spent = 0.0
         self.began = 0.0
         self.stop = False
@@ -169,9 +169,8 @@ class Loop:
         return Outcome(done, self.curves, self.trace, self.cost(), self.stop and done < self.steps, skipped)
 
     def _phase(self, step: int) -> tuple[int, int]:
-        """(step, steps) as the schedule counts them: a feed that begins anew gives its own, and the optimiser forgets with it."""
-        phase = getattr(self.job.feed, "phase", None)
-        at, of = phase(step, self.steps) if phase else (step, self.steps)
+        """(step, steps) as the feed counts them; where it begins anew, the optimiser forgets."""
+        at, of = self.job.feed.phase(step, self.steps)
         if step and at == 0:
             self.optimiser.state.clear()
         return at, of
@@ -196,11 +195,11 @@ class Loop:
                 handle.calibrate(FeedCalibration(job.policy, job.objective, job.feed, self.context, batches, job.seed))
 
     def cost(self) -> dict[str, float]:
-        """Seconds, tokens and forward passes of the whole run so far, earlier parts of a resumed run included."""
+        """Seconds, tokens (or images) and forward passes of the whole run so far, earlier parts of a resumed run included."""
         forwards = {f"forwards_{k}": float(v) for k, v in self.job.policy.forwards.items()}
         return {
             "train_seconds": self.spent + time.perf_counter() - self.began,
-            "train_tokens": float(self.tokens),
+            f"train_{self.unit}": float(self.tokens),
             **forwards,
         }
 
@@ -288,14 +287,14 @@ class Loop:
         seconds = time.perf_counter() - began
         figures: Mapping[str, float] = getattr(self.job.feed, "figures", {})
         entry = {"step": step + 1, "loss": result.loss, "grad_norm": norm, "lr": self.job.settings.lr * factor,
-                 "tokens": result.tokens, "trained": result.trained, **figures,
+                 self.unit: result.tokens, **({"trained": result.trained} if self.unit == "tokens" else {}), **figures,
                  **{f"term/{k}": v[0] for k, v in result.terms.items()}}  # fmt: skip
         if (step + 1) % self.job.settings.log_every == 0 or step + 1 == self.steps:
             self.curves.append(entry)
         if self.job.accelerator is not None and self.job.settings.tracker != "none":
             self.job.accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=step + 1)
         if self.job.on_event:
-            self.job.on_event({"kind": "step", "steps": self.steps, "seconds": seconds, **entry})
+            self.job.on_event({"kind": "step", "steps": self.steps, "seconds": seconds, "unit": self.unit, **entry})
 
     def _not_finite(self, step: int, result: StepResult, micros: Sequence[Batch], what: str) -> None:
         rows = sorted({r for b in micros for r in b.rows})
@@ -350,7 +349,7 @@ class Loop:
             self.job.feed.load(found.hooks[own])  # type: ignore[attr-defined]
         self.curves = list(found.curves)
         self.trace = [Ran(*r) for r in found.trace]
-        self.spent, self.tokens = found.cost["train_seconds"], int(found.cost["train_tokens"])
+        self.spent, self.tokens = found.cost["train_seconds"], int(found.cost[f"train_{self.unit}"])
         for kind, passes in found.cost.items():
             if kind.startswith("forwards_"):
                 name = kind.removeprefix("forwards_")

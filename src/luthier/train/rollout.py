@@ -14,7 +14,8 @@ from luthier.core.protocols import Decode, Reward
 from luthier.core.streams import stream
 from luthier.models.collate import pad
 from luthier.models.generation import Sampling, generate
-from luthier.train.feed import order
+from luthier.train.feed import Feed, order
+from luthier.train.mixture import Mixture
 from luthier.train.policy import Policy
 
 Advantage = Callable[[Tensor, Tensor], Tensor]
@@ -66,13 +67,13 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], rows: Sequen
 
 
 @dataclass
-class RolloutFeed:
+class RolloutFeed(Feed):
     """Batches of sampled completions: kind "group", columns advantage, reward and group.
 
     prompts: token ids per row; rows: the data rows that rewards read. group: completions per prompt; batch: completions
     per step (a multiple of group). reuse: optimiser steps per set of samples; above 1 the sampling policy's log-probs are
     kept as `old_token_logp`. stop: end tokens. whole: no micro-batch splits a group, for objectives that compare completions;
-    a micro-batch then holds as many groups as fit, one at least.
+    a micro-batch then holds as many groups as fit, one at least. mixture: which prompts a pass has; None: every one once.
     """
 
     policy: Policy
@@ -91,11 +92,12 @@ class RolloutFeed:
     pad_id: int = 0
     decode: tuple[Decode, ...] = ()
     whole: bool = False
+    mixture: Mixture | None = None
     figures: dict[str, float] = field(default_factory=dict)
     _held: Held | None = None
 
     def __len__(self) -> int:
-        return len(self.prompts)
+        return len(self.prompts) if self.mixture is None else len(self.mixture)
 
     def micros(self, step: int, rank: int = 0, world: int = 1) -> list[Batch]:
         """Micro-batches of this step; samples are drawn anew every `reuse` steps."""
@@ -121,7 +123,11 @@ class RolloutFeed:
         return [[i for rows in groups[at : at + take] for i in rows] for at in range(0, len(groups), take)]
 
     def _sample(self, turn: int, rank: int, world: int) -> Held:
-        chosen = order(self.seed, turn, max(1, self.batch // self.group), len(self.prompts))[rank::world]
+        count = max(1, self.batch // self.group)
+        if self.mixture is None:
+            chosen = order(self.seed, turn, count, len(self.prompts))[rank::world]
+        else:
+            chosen = self.mixture.rows(self.seed, turn, count)[rank::world]
         how = Sampling(self.max_new, self.temperature, self.stop, self.decode)
         made = sample_groups(self.policy, self.prompts, self.rows, chosen, self.group, self.reward, how, self.seed, turn,
                              rank if world > 1 else None)  # fmt: skip

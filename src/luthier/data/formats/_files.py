@@ -406,7 +406,7 @@ def missing(path: Path) -> DataError:
     hint = (
         f"Did you mean {' or '.join(near)}"
         if near
-        else f"{path.parent} holds {', '.join(sorted(beside)[:8]) or 'nothing'}"
+        else f"{'This folder' if path.parent == Path() else path.parent} holds {', '.join(sorted(beside)[:8]) or 'nothing'}"
     )
     return DataError(sentence(f"data {str(path)!r}", "an existing file or folder", "none", hint))
 

@@ -7,6 +7,7 @@ how to make it so. Every image that cannot be used is named with its place and i
 from __future__ import annotations
 
 import hashlib
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -161,9 +162,13 @@ def _listed(path: Path, fields: Mapping[str, str]) -> Iterator[tuple[str, Any, d
         if image.parent != path:
             row = {"label": folders.index(image.parent.name), "caption": image.parent.name.replace("_", " ")}
         beside = image.with_suffix(".txt")
+        given = _safe(image, path)
         if beside.is_file():
-            row["caption"] = beside.read_text(encoding="utf-8").strip()
-        yield str(image.relative_to(path)), _safe(image, path), row
+            try:
+                row["caption"] = beside.read_text(encoding="utf-8-sig").strip()
+            except UnicodeDecodeError:
+                given = ValueError(f"{beside.name} beside it is no UTF-8 text")
+        yield str(image.relative_to(path)), given, row
 
 
 def _table(path: Path, folder: Path, fields: Mapping[str, str]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
@@ -189,7 +194,9 @@ def _table(path: Path, folder: Path, fields: Mapping[str, str]) -> Iterator[tupl
 
 def _safe(path: Path, folder: Path) -> Path | ValueError:
     inside = path.resolve().is_relative_to(folder.resolve())
-    return path if inside else ValueError(f"{path.name} lies outside of the folder")
+    if not inside:
+        return ValueError(f"{path.name} lies outside of the folder")
+    return path if path.is_file() else ValueError(f"there is no file {path.name}")
 
 
 def _fitted(image: Any, shape: tuple[int, int, int], resize: Resize) -> Pixels:
@@ -203,8 +210,14 @@ def _fitted(image: Any, shape: tuple[int, int, int], resize: Resize) -> Pixels:
     if isinstance(image, np.ndarray):
         opened = _from_array(image)
     else:
-        opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            try:
+                opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+            except Image.DecompressionBombError as fault:
+                raise ValueError(f"its pixels are more than {LARGEST:,}") from fault
         if opened.width * opened.height > LARGEST:
+            opened.close()
             raise ValueError(f"{opened.width}x{opened.height} pixels are more than {LARGEST:,}")
     channels, height, width = shape
     if opened.mode in ("RGBA", "LA", "P", "PA"):
