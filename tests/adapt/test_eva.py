@@ -149,6 +149,17 @@ def test_calibration_sets_orthonormal_directions_and_ranks_and_leaves_the_base()
     assert torch.equal(state[q][:least], state[k][:least])
 
 
+def test_sites_that_read_one_tensor_are_decomposed_once(monkeypatch):
+    model = llama()
+    handle = attach(model, EVA(rank=2, rho=1.0), "*self_attn.?_proj,*gate_proj,*up_proj")
+    made = []
+    monkeypatch.setattr(Principal, "add", lambda self, rows, plain=Principal.add: (made.append(1), plain(self, rows)))
+    handle.calibrate(Batches(model, count=1))
+    readers = {s.name.rpartition(".")[0].rpartition(".")[0] for s in handle.sites}
+    assert len(made) == 3 * len(readers)  # in each block: query, key and value; output; gate and up
+    assert len(handle.sites) == 6 * len(readers)
+
+
 def test_directions_are_those_of_trained_tokens_only():
     model = llama()
     batches = Batches(model, count=1)

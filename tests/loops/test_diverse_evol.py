@@ -180,7 +180,7 @@ def test_what_cannot_be_is_refused(place):
         made(place, keep=1.5)
     with pytest.raises(Refused, match="loop diverse_evol requires text data; got preference data"):
         made(place, rows="pairs.jsonl", objective="dpo")
-    with pytest.raises(ConfigError, match="reward: requires an objective or loop that asks for one"):
+    with pytest.raises(ConfigError, match="reward: requires an objective, loop or measure that asks for one"):
         parse({"model": "m", "data": "x", "loop": "diverse_evol", "reward": "exact"})
     with pytest.raises(ConfigError, match="learns from its own samples requires `reward`"):
         parse({"model": "m", "data": "x", "loop": "raft"})

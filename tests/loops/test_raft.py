@@ -18,6 +18,8 @@ def test_selection_equals_the_loop():
     assert best_per_group(reward, group).tolist() == [1, 5]
     assert best_overall(reward, 1 / 3).tolist() == [1, 2]
     assert best_overall(reward, 0.01).tolist() == [1]
+    for k in range(1, 130):  # 1 / 49 of 98 samples are 2, though 98 * (1 / 49) is just below 2
+        assert len(best_overall(torch.arange(6.0 * k), 1 / k)) == 6
 
 
 def test_kept_samples_follow_the_analytic_best_of_k_law():

@@ -27,7 +27,7 @@ def site_inputs(
     def look(site: str) -> Any:
         def hook(module: nn.Module, given: tuple[Tensor, ...]) -> None:
             if wanted is None or wanted(site):
-                held.setdefault(site, []).append(given[0].detach())
+                held.setdefault(site, []).append(given[0])
 
         return hook
 
@@ -42,7 +42,8 @@ def site_inputs(
             rows = {}
             for site, given in held.items():
                 for x in given:
-                    cut.setdefault(id(x), _rows(x, batch, trained_only))
+                    if id(x) not in cut:
+                        cut[id(x)] = _rows(x.detach(), batch, trained_only)
                 found = [cut[id(x)] for x in given]
                 rows[site] = found[0] if len(found) == 1 else torch.cat(found)
             yield rows

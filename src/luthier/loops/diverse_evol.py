@@ -28,7 +28,7 @@ from luthier.core.streams import stream
 from luthier.loops._parts import RowParts
 from luthier.models.collate import pad
 from luthier.ops.submodular import k_centre
-from luthier.train.feed import RowFeed
+from luthier.train.feed import Feed, RowFeed
 
 CARD = Card(
     name="DiverseEvol",
@@ -100,7 +100,7 @@ class DiverseEvol(Procedure):
 
 
 @dataclass
-class EvolFeed:
+class EvolFeed(Feed):
     """Batches of the chosen rows. chosen: row numbers of the pool, by order of choice; begin: what trained, as it was.
 
     figures: for the log.

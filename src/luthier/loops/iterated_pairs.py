@@ -22,7 +22,7 @@ from luthier.core import Batch, Build, Built, Card, DataContext, Needs, Procedur
 from luthier.core.errors import DataError
 from luthier.loops._parts import FeedParts
 from luthier.models.collate import pad
-from luthier.train.feed import order
+from luthier.train.feed import Feed, order
 from luthier.train.rollout import Groups, Sampled, sample_groups
 
 CARD = Card(
@@ -93,7 +93,7 @@ class IteratedPairs(Procedure):
 
 
 @dataclass
-class PairFeed:
+class PairFeed(Feed):
     """Preference batches; a round's pairs are its data set. figures: of the last round, for the log.
 
     pairs: sequences of chosen and rejected; owners: their prompts; columns: the builder's numbers; reference: log-probs of

@@ -23,7 +23,7 @@ from luthier.core import Batch, Card, Needs, Procedure, component
 from luthier.core.signals import Signals
 from luthier.loops._parts import FeedParts
 from luthier.models.collate import pad
-from luthier.train.feed import order
+from luthier.train.feed import Feed, order
 from luthier.train.rollout import Groups, Sampled, sample_groups
 
 CARD = Card(
@@ -58,7 +58,7 @@ def best_per_group(reward: Tensor, group: Tensor) -> Tensor:
 
 def best_overall(reward: Tensor, share: float) -> Tensor:
     """Indices of the best share of all samples, at least one, ascending; the first of equals. (n,) -> (k,)."""
-    k = max(1, int(share * len(reward)))
+    k = max(1, int(share * len(reward) + 1e-9))
     return reward.argsort(descending=True, stable=True)[:k].sort().values
 
 
@@ -96,7 +96,7 @@ class RAFT(Procedure):
 
 
 @dataclass
-class RaftFeed:
+class RaftFeed(Feed):
     """Text batches; a round's kept samples are its data set. figures: of the last round, for the log."""
 
     raft: RAFT

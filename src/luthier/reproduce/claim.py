@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.core.errors import ConfigError, sentence
+from luthier.core.errors import ConfigError, sentence, unknown
 
 Figures = Mapping[str, float]
 Run = Callable[[int], Mapping[str, Figures]]
 TUNING_SEED = 1_000_003
+AXES = ("fidelity", "diversity", "alignment", "drift", "cost")
+"""What every claim on images reports: figures named axis/name, or in `absent` why the axis has no meaning there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class Claim:
     reported beside it.
     Either `recipe` (a plain recipe), `arms` (name -> dotted overrides) and `grid` (dotted key -> values tried for every arm
     alike, chosen on data and a seed that no reported figure uses), or `run(seed)` for worlds that need no training engine.
-    note: what a reader must know to judge the verdict.
+    absent: of AXES, those that have no meaning in this world, and why. note: what a reader must know to judge the verdict.
     """
 
     component: str
@@ -41,6 +43,7 @@ class Claim:
     run: Run | None = None
     budget_s: float = 120
     note: str = ""
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises ConfigError unless there is exactly one way to run and at least five seeds."""
@@ -52,6 +55,8 @@ class Claim:
             raise ConfigError(
                 sentence(f"claim {self.component}", "at least 5 seeds", str(len(self.seeds)), "Add seeds")
             )
+        if odd := sorted(set(self.absent) - set(AXES)):
+            raise ConfigError(f"claim {self.component}: {unknown('axis', odd[0], AXES)}")
         for text in (self.expect, *self.also):
             parse_expectation(text, self.measure)
 

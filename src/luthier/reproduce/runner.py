@@ -14,7 +14,7 @@ from luthier.core.errors import ConfigError, unknown
 from luthier.core.files import write_json
 from luthier.core.registry import PACKAGE, entries, find
 from luthier.report.manifest import hardware, versions
-from luthier.reproduce.claim import TUNING_SEED, Claim, Judged, judge, parse_expectation
+from luthier.reproduce.claim import AXES, TUNING_SEED, Claim, Judged, judge, parse_expectation
 
 CLAIMS = PACKAGE / "reproduce" / "claims"
 VERDICTS = PACKAGE / "reproduce" / "verdicts"
@@ -76,11 +76,14 @@ def reproduce(name: str, tell: Any = print) -> dict[str, Any]:
         told = [f"{arm} {claim.measure} {got[claim.measure]:.4g}" for arm, got in made.items() if claim.measure in got]
         tell(f"  {name} seed {seed}: " + ", ".join(told))
     main, *also = [_judged(text, claim.measure, values) for text in (claim.expect, *claim.also)]
+    named = {k for m in values.values() for k in m} if claim.run else set()
     kept = {m.measure for m in (main, *also)} | {"cost/train_seconds"}
+    kept |= {k for k in named if k.startswith(tuple(f"{axis}/" for axis in AXES))}
     return {
         "claim": name, "papers": list(claim.papers), "source": claim.source, "says": claim.says, "world": claim.world,
         "expect": claim.expect, "measure": claim.measure, "verdict": main.verdict, "result": vars(main),
         "also": [vars(j) for j in also], "seeds": list(claim.seeds), "chosen": chosen, "note": claim.note,
+        "absent": dict(claim.absent),
         "arms": {a: {k: v for k, v in m.items() if k in kept} for a, m in values.items()},
         "seconds": round(time.perf_counter() - began, 1), "versions": versions(), "hardware": hardware(),
         "hashes": _hashes(name, claim),

@@ -44,7 +44,8 @@ CARD = Card(
     differs=(
         "the decision rule and what the baseline is for were checked against the paper's abstract; the weights of the indirect "
         "form follow from the closed form of the two optima and were not compared with the paper's own estimator",
-        "random numbers of roll-outs are common to all tokens of a step, so that tokens are compared in pairs",
+        "random numbers of roll-outs are common to all tokens of a step, so that tokens are compared in pairs; they depend on the "
+        "step alone, not on prompt or seed, so that the guided model is one fixed distribution",
         "tokens outside the top are impossible",
     ),
     use_when="answers are scored as a whole by a reward and you cannot tune for it, but have a model aligned to a like one",

@@ -42,6 +42,7 @@ CARD = Card(
     ),
     differs=(
         "the adversarial loss on phase solutions is left out",
+        "the metric is taken for each image; the authors' code takes it for each number of it",
         "edges are equal steps of time, as in the authors' code; with phases = 1 the only edge is the image",
     ),
     use_when="two to sixteen deterministic steps must each improve the image",

@@ -36,6 +36,7 @@ CARD = Card(
     cost="one forward and backward, one forward of the target; distances of the batch to the references",
     limits=(
         "no references: ECT, whose target keeps the image's own noise",
+        "levels w times as high and b / w: the lower level is w times as high too",
         "all images as references: the direction is the exact score of the noised data",
         "the target carries no gradient",
         "data of one point and a network that knows it: loss 0",
@@ -43,6 +44,7 @@ CARD = Card(
     differs=(
         "the authors' code was not released; schedule and level distribution follow ECT's official code, the posterior mean the paper",
         "levels are ratios sigma / alpha, so that any path will do; on ve they are the paper's",
+        "mean and b are for data of standard deviation 0.5; for data w times as wide raise mean by log w and divide b by w",
         "guidance and edge-skipping sampling are not part of it: use cfg and the samplers",
     ),
     use_when="there is a trained diffusion model and few steps are wanted",

@@ -39,7 +39,7 @@ CARD = Card(
     ),
     differs=(
         "s enters through the DDIM form of the jump alone, as in the authors' code: the network is not told s",
-        "the metric is pseudo-Huber, as in the authors' training script",
+        "the metric is the pseudo-Huber one of an image as a whole; scripts in use take it for each number of it",
     ),
     use_when="the number of steps is chosen late and more steps must not hurt",
     avoid_when="one step must do",

@@ -43,7 +43,9 @@ CARD = Card(
     differs=(
         "the channel-wise projection before the network is left out",
         "ranges are shares of the training levels (quantiles of `times`), which for uniform times are equal stretches of time",
-        "the weights of the merge are the user's to choose; the paper's search for them is not verified",
+        "the weights of the merge are the user's to choose, as in the authors' code (0.1, 0.1, 0.2, 0.5 from low to high noise in "
+        "its example); the paper's search for them is not part of it",
+        "stray is for each image; the authors' script draws once for a batch, with 0.3 on LSUN. Its tie has weight 1 on the outputs",
     ),
     use_when="a converged denoiser shall still improve",
     avoid_when="the model still learns fast",

@@ -36,8 +36,9 @@ CARD = Card(
         "the holes of a row depend on seed, step and row only: any split, padding or packing gives the same",
     ),
     differs=(
-        "checked against the authors' code: schedule and rate 0.4, warm-up 0.66 are those of its GSM8K script",
-        "that script puts random words into the holes (by: random); its README shows a mask token, the default here",
+        "checked against the authors' code: schedule and rate 0.4, warm-up 0.66 are those of its GSM8K scripts; those for "
+        "MATH, MetaMath and MAmmoTH have rate 0.2",
+        "the plain GSM8K script puts random words into the holes (by: random), all others a mask token, the default here",
         "no token is added to the vocabulary: the mask is the padding token, or a token named here",
     ),
     use_when="few rows with worked steps are trained for several passes",

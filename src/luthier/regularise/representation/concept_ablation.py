@@ -18,9 +18,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor, nn
 
 from luthier.core import Card, Context, Hook, component
@@ -106,14 +107,16 @@ class ConceptAblation(Hook):
     """directions: path of a safetensors file with tensors "block.<n>" (k, d), the directions to remove behind block n."""
 
     points: ClassVar[tuple[str, ...]] = ("start", "end")
-    directions: str = ""
+    directions: Annotated[str, MinLen(1)]
 
     def start(self, ctx: Context) -> None:
-        """Project from now on in training passes. Raises Refused for directions that do not fit the model."""
-        if not self.directions:
+        """Project from now on in training passes. Raises Refused for a missing file and directions that do not fit the model."""
+        if not Path(self.directions).expanduser().is_file():
             do = 'Write tensors "block.<n>" of shape (directions, width) to one'
-            raise Refused(sentence("concept_ablation", "a file of directions", "none", do))
-        ctx.note(self.wear(ctx.model, read_tensors(Path(self.directions))))  # type: ignore[arg-type]
+            raise Refused(
+                sentence("concept_ablation", "a file of directions", f"{self.directions!r}, which is none", do)
+            )
+        ctx.note(self.wear(ctx.model, read_tensors(Path(self.directions).expanduser())))  # type: ignore[arg-type]
 
     def resumed(self, ctx: Context) -> None:
         """Project again."""

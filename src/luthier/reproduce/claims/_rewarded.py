@@ -14,7 +14,9 @@ from torch import Tensor
 
 from luthier.core import Objective, stream
 from luthier.diffusion.samplers.flow_sde import FlowSDE
+from luthier.lab.micro.mixture import Mixture
 from luthier.reproduce.claim import TUNING_SEED
+from luthier.reproduce.claims._axes import axes, timed
 from luthier.reproduce.claims._tuned import figures_of, points_of, tune, world_of
 
 STEPS, GRID, WALKS, GROUP = 40, 8, 64, 8
@@ -36,19 +38,28 @@ def reward_of(seed: int, bounded: bool) -> Callable[[Tensor, object], Tensor]:
 
 
 @functools.cache
+@timed
 def figures(objective: Objective, seed: int, lr: float, group: int, bounded: bool = False) -> dict[str, float]:
     """Reward, distance from the tilt and drift from the base of samples drawn as the walks were; spread: their deviation."""
     reward = {"reward": reward_of(seed, bounded)}
     policy = tune(seed, objective, lr, STEPS, lambda g: {}, WALKS // group, "image_prompts", reward)
-    return judged(points_of(policy, seed, SAMPLER, GRID), seed)
+    return judged(points_of(policy, seed, SAMPLER, GRID), seed, bounded)
 
 
-def judged(x: Tensor, seed: int) -> dict[str, float]:
-    """All figures of points (n, 2); bounded: the mean of the bump."""
+def judged(x: Tensor, seed: int, peaked: bool = False) -> dict[str, float]:
+    """All figures of points (n, 2); bounded: the mean of the bump. peaked: the bump is the reward, and no tilt is wanted."""
     world, direction = world_of(seed)
     spread = float(torch.linalg.det(x.T.cov()).clamp_min(0) ** 0.25)
     plain = figures_of(x, world.tilted(direction, 1.0), world, direction)
+    if peaked:
+        plain |= axes(x, world, base=world, reward=lambda x: bump(x, seed), length=0.5)
     return {**plain, "spread": spread, "bounded": float(bump(x, seed).mean())}
+
+
+@timed
+def exact(world: Mixture, role: str, seed: int, peaked: bool) -> dict[str, float]:
+    """All figures of true samples of a mixture."""
+    return judged(world.sample(1500, stream(seed, f"claim.rewarded.{role}"))[0], seed, peaked)
 
 
 @functools.cache
@@ -75,5 +86,5 @@ def compared(
         out[name] = figures(objective, seed, rate(objective, group, measure), group, bounded)
     world, direction = world_of(seed)
     for name, of in (("base", world), ("tilt", world.tilted(direction, 1.0))):
-        out[name] = judged(of.sample(1500, stream(seed, f"claim.rewarded.{name}"))[0], seed)
+        out[name] = exact(of, name, seed, bounded)
     return out

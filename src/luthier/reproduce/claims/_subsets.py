@@ -18,27 +18,36 @@ WORLD = (
     "3-nearest-neighbour learner"
 )
 
+VARIED = WORLD.replace("an answer for each cluster", "answers that change as much inside a cluster as among clusters")
+SLOPE = 1.0
+
 
 @dataclass(frozen=True)
 class Clusters:
-    """A pool of rows with noisy answers (n,), fresh points by cluster, and each cluster's true answer."""
+    """A pool of rows with noisy answers (n,), fresh points by cluster, and each cluster's true answer: at its centre, and how
+    it changes from there, (clusters, width)."""
 
     cloud: Cloud
     pool: Sample
     answers: Tensor
     asked: tuple[Tensor, ...]
     truth: Tensor
+    slopes: Tensor
 
     @classmethod
-    def random(cls, seed: int, outliers: int = 0, copies: int = 0) -> Clusters:
-        """One world; outliers lie far away and have answers of no use."""
+    def random(cls, seed: int, outliers: int = 0, copies: int = 0, slope: float = 0.0) -> Clusters:
+        """One world; outliers lie far away and have answers of no use. slope: deviation of the truth inside a cluster, 1 among
+        centres; 0: one answer for each cluster."""
         cloud, g = Cloud.random(CLUSTERS, WIDTH, seed, skew=1.5), stream(seed, "claim.subsets")
         pool = cloud.sample(POOL, g, outliers=outliers, copies=copies)
         truth = torch.randn(CLUSTERS, generator=g, dtype=torch.float64)
         noise = torch.randn(POOL, generator=g, dtype=torch.float64)
-        answers = torch.where(pool.label >= 0, truth[pool.label] + NOISE * noise, 2 * noise)
+        own = torch.randn(CLUSTERS, WIDTH, generator=stream(seed, "claim.subsets.slopes"), dtype=torch.float64)
+        slopes = slope * own / own.norm(dim=1, keepdim=True)
+        inside = ((pool.points - cloud.centres[pool.label]) * slopes[pool.label]).sum(1)
+        answers = torch.where(pool.label >= 0, truth[pool.label] + inside + NOISE * noise, 2 * noise)
         asked = tuple(c + torch.randn(FRESH, WIDTH, generator=g, dtype=torch.float64) for c in cloud.centres)
-        return cls(cloud, pool, answers, asked, truth)
+        return cls(cloud, pool, answers, asked, truth, slopes)
 
     def errors(self, rows: Tensor) -> dict[str, float]:
         """Squared error of a learner that knows these rows: worst cluster, mean over clusters, and over the pool's like."""
@@ -46,7 +55,8 @@ class Clusters:
         found = []
         for c, asked in enumerate(self.asked):
             near = torch.cdist(asked, x).topk(min(NEIGHBOURS, len(x)), largest=False).indices
-            found.append(float((y[near].mean(1) - self.truth[c]).square().mean()))
+            true = self.truth[c] + (asked - self.cloud.centres[c]) @ self.slopes[c]
+            found.append(float((y[near].mean(1) - true).square().mean()))
         held = sum(w * e for w, e in zip(self.cloud.weights.tolist(), found, strict=True))
         return {"worst": max(found), "mean": sum(found) / len(found), "held": held}
 

@@ -22,6 +22,7 @@ from luthier.diffusion.schedules._kinds import from_pair, to_eps
 from luthier.diffusion.schedules._path import level
 from luthier.diffusion.schedules.vp import VP
 from luthier.lab.micro.mixture import Mixture, mmd_to
+from luthier.reproduce.claims._axes import axes
 from luthier.reproduce.claims._denoiser import Net
 
 PATH, KIND = VP(), "v"
@@ -100,9 +101,7 @@ def points_of(model: Any, seed: int, sampler: Any = None, steps: int = 20, n: in
 
 
 def figures_of(x: Tensor, truth: Mixture, base: Mixture, direction: Tensor) -> dict[str, float]:
-    """Mean reward of points, 1000 x their squared discrepancy from what they should be, and from the base."""
-    return {
-        "reward": float((x @ direction).mean()),
-        "distance": 1000 * mmd_to(x, truth, 0.5),
-        "drift": 1000 * mmd_to(x, base, 0.5),
-    }
+    """Mean reward of points, 1000 x their squared discrepancy from what they should be, and from the base; the axes."""
+    found = axes(x, truth, base=base, reward=lambda x: x @ direction, length=0.5)
+    named = {"reward": found["alignment/reward"], "drift": found["drift/base"]}
+    return {**named, "distance": 1000 * mmd_to(x, truth, 0.5), **found}

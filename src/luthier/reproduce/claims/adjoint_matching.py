@@ -5,6 +5,7 @@ from __future__ import annotations
 from luthier.diffusion.align.adjoint_matching import AdjointMatching
 from luthier.diffusion.align.draft import Draft
 from luthier.reproduce.claim import Claim
+from luthier.reproduce.claims._axes import SEEDS
 from luthier.reproduce.claims._rewarded import GRID, SAMPLER, compared
 
 ARMS = {
@@ -28,7 +29,7 @@ CLAIM = Claim(
     expect="adjoint_matching < draft : distance",
     also=("adjoint_matching < base : distance", "adjoint_matching > draft : spread"),
     measure="distance",
-    seeds=tuple(range(10)),
+    seeds=SEEDS,
     run=run,
     budget_s=150,
     note="distance: 1000 x the squared discrepancy from the tilt, in closed form. Five rates for each arm, and for backpropagation "

@@ -24,7 +24,7 @@ from luthier.reproduce.claims._pairs import bradley_terry
 
 TREE = TokenTree(vocabulary=4, depth=4, end=0)
 PAIRS, HELD = 500, 500
-WEIGHTS, RATES, STEPS = (0.1, 1.0), (0.003, 0.01, 0.03), (50, 150, 400)
+WEIGHTS, RATES, STEPS = (0.03, 0.1, 1.0, 10.0), (0.01, 0.03, 0.1), (50, 150, 400)
 ARMS: dict[str, Callable[[float], Objective]] = {
     "aligned_sft": lambda weight: AlignedSFT(strength=weight),
     "orpo": lambda weight: ORPO(beta=weight),
@@ -91,5 +91,5 @@ CLAIM = Claim(
     run=run,
     budget_s=90,
     note="Weight (beta in ORPO and DPO), learning rate and number of steps are chosen for each arm from the same "
-    "eighteen settings on three worlds that are not reported.",
+    "thirty-six settings on three worlds that are not reported.",
 )

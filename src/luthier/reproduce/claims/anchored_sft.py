@@ -14,7 +14,7 @@ from luthier.reproduce.claim import TUNING_SEED, Claim
 from luthier.reproduce.claims._softmax import SoftmaxWorld, descend, signals, total
 
 ROWS = 200
-RATES, STEPS, STRENGTHS = (0.01, 0.03, 0.1), (30, 100, 300), (0.03, 0.1, 0.3)
+RATES, STEPS, STRENGTHS = (0.01, 0.03, 0.1, 0.3), (30, 100, 300), (0.01, 0.03, 0.1, 0.3)
 ARMS = {"asft": ("probability", True), "dft": ("probability", False), "sft_kl": ("none", True), "sft": ("none", False)}
 
 
@@ -55,8 +55,8 @@ CLAIM = Claim(
     measure="new",
     seeds=tuple(range(10)),
     run=run,
-    budget_s=60,
-    note="Learning rate and number of steps are chosen for each arm from the same nine settings on three worlds that are not "
-    "reported, for accuracy alone; the anchored arms also choose their strength of three. Drift is KL(start || tuned) on "
+    budget_s=150,
+    note="Learning rate and number of steps are chosen for each arm from the same twelve settings on three worlds that are not "
+    "reported, for accuracy alone; the anchored arms also choose their strength of four. Drift is KL(start || tuned) on "
     "contexts of a region that no row shows.",
 )

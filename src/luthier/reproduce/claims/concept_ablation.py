@@ -67,7 +67,7 @@ def figures(arm: str, seed: int, lr: float) -> dict[str, float]:
     direction = mean_difference(seen[0][short == 1], seen[0][short == 0])
     if arm == "random":
         direction = torch.randn(1, HIDDEN, generator=stream(seed, "claim.concept_ablation.random"))
-    hook, ctx = ConceptAblation(), Context(0, STEPS, seed, net)
+    hook, ctx = ConceptAblation(directions="given here"), Context(0, STEPS, seed, net)
     if arm != "plain":
         hook.wear(net, {"block.0": direction})
     x, right, _ = sample(seed, "tuning", ROWS, tied=True)

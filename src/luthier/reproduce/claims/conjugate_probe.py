@@ -25,7 +25,7 @@ WIDTH, LAYERS, HEADS, BATCH = 32, 2, 4, 64
 STEPS, TUNING_STEPS, TEST = 1500, 150, 2000
 GAMMAS = (1.5, 2.0, 3.0)
 Prompt = tuple[Tensor, Tensor, Tensor]
-WORLD = InContextWorld.random(TASKS, INPUTS, seed=0, noise=0.3)
+WORLD = InContextWorld.random(TASKS, INPUTS, seed=0, noise=1.0)
 
 
 class Regressor(nn.Module):
@@ -110,7 +110,7 @@ CLAIM = Claim(
     source="arXiv 2309.10105",
     says="Tuning on a few tasks raises the error on all others, and conjugate prompting (scaled labels) takes part of that rise "
     "back, though it does not help the model before tuning.",
-    world="regression in context: three known tasks and a Gaussian, two inputs, eight pairs; a transformer of two layers",
+    world="regression in context: three known tasks and a Gaussian, two inputs, eight pairs, noise 1; a transformer of two layers",
     expect="tuned_through < tuned",
     also=("tuned > base", "base_through > base"),
     measure="excess",
@@ -118,7 +118,8 @@ CLAIM = Claim(
     run=run,
     budget_s=90,
     note="One base serves all seeds, which draw the tuning prompts and the test prompts. gamma is the best of three at a seed that "
-    "is not reported. The excess is taken over ridge regression, which is optimal on the tested prompts. Scaled "
-    "labels alone cost the untuned model half as much again (`base_through`): so small a base has not learned to carry over to "
-    "labels of another size, and what the conjugate gives back is less than this price.",
+    "is not reported. The excess is taken over ridge regression, which is optimal on the tested prompts. The noise leaves the task "
+    "in doubt: a predictor by Bayes' rule that takes the known tasks for 99 % likely instead of 50 % has an excess of 0.31 instead "
+    "of 0.04, and scaled labels undo it. With noise 0.3 eight pairs tell the task, and that predictor would lose 0.013: nothing "
+    "to hide, and nothing to bring back.",
 )

@@ -15,6 +15,7 @@ from luthier.core import Objective, stream
 from luthier.diffusion.align.diffusion_dpo import DiffusionDPO
 from luthier.diffusion.train.denoise import Denoise
 from luthier.reproduce.claim import TUNING_SEED, Claim
+from luthier.reproduce.claims._axes import SEEDS, timed
 from luthier.reproduce.claims._tuned import Rows, figures_of, points_of, tune, world_of
 
 PAIRS, BATCH, STEPS, STRENGTH = 1000, 128, 200, 2.0
@@ -48,6 +49,7 @@ def objective_of(arm: str, beta: float) -> Objective:
 
 
 @functools.cache
+@timed
 def figures(arm: str, seed: int, lr: float, beta: float) -> dict[str, float]:
     """Reward of the tuned model, and how far it went from the base."""
     world, direction = world_of(seed)
@@ -75,8 +77,13 @@ def run(seed: int) -> dict[str, dict[str, float]]:
     """Pairs and their chosen points, each at its best setting, and the base."""
     world, direction = world_of(seed)
     out = {arm: figures(arm, seed, *tuned(arm)) for arm in ("diffusion_dpo", "chosen")}
-    base = world.sample(1500, stream(seed, "claim.base"))[0]
-    return {**out, "base": figures_of(base, world.tilted(direction, STRENGTH / 2), world, direction)}
+
+    @timed
+    def base() -> dict[str, float]:
+        x = world.sample(1500, stream(seed, "claim.base"))[0]
+        return figures_of(x, world.tilted(direction, STRENGTH / 2), world, direction)
+
+    return {**out, "base": base()}
 
 
 CLAIM = Claim(
@@ -88,7 +95,7 @@ CLAIM = Claim(
     expect="diffusion_dpo > chosen",
     also=("diffusion_dpo > base", "chosen > base", "diffusion_dpo < chosen : drift"),
     measure="reward",
-    seeds=tuple(range(10)),
+    seeds=SEEDS,
     run=run,
     budget_s=120,
     note="Three rates for both arms and three betas for pairs are tried on a world that is not reported; kept is the highest reward "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from luthier.diffusion.align.ddpo import DDPO
 from luthier.diffusion.align.dpok import DPOK
 from luthier.reproduce.claim import Claim
+from luthier.reproduce.claims._axes import SEEDS
 from luthier.reproduce.claims._rewarded import GRID, GROUP, SAMPLER, compared
 
 ARMS = {
@@ -28,7 +29,7 @@ CLAIM = Claim(
     expect="dpok < ddpo : distance",
     also=("dpok < base : distance", "dpok < ddpo : drift", "dpok > ddpo : spread"),
     measure="distance",
-    seeds=tuple(range(10)),
+    seeds=SEEDS,
     run=run,
     budget_s=150,
     note="distance: 1000 x the squared discrepancy from the tilt, in closed form. Five rates for each arm, chosen by this distance "

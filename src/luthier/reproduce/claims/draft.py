@@ -5,6 +5,7 @@ from __future__ import annotations
 from luthier.diffusion.align.ddpo import DDPO
 from luthier.diffusion.align.draft import Draft
 from luthier.reproduce.claim import Claim
+from luthier.reproduce.claims._axes import SEEDS
 from luthier.reproduce.claims._rewarded import GRID, GROUP, SAMPLER, compared
 
 ARMS = {
@@ -29,9 +30,9 @@ CLAIM = Claim(
     expect="random > ddpo : bounded",
     also=("random > last : bounded", "last > ddpo : bounded", "random > ddpo : spread"),
     measure="bounded",
-    seeds=tuple(range(10)),
+    seeds=SEEDS,
     run=run,
     budget_s=150,
     note="Five rates for each arm, chosen by the reward on a world that is not reported. bounded: the mean reward, at most 1; "
-    "spread is the fourth root of the determinant of the samples' covariance.",
+    "spread is the fourth root of the determinant of the samples' covariance. Fidelity and diversity are read against the base.",
 )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +15,12 @@ from luthier.diffusion.consistency.ict import ICT, karras_levels
 from luthier.diffusion.samplers.consistency import Consistency
 from luthier.diffusion.schedules._path import mix
 from luthier.diffusion.schedules.ve import VE
-from luthier.lab.micro.mixture import mmd_to
 from luthier.reproduce.claim import Claim
+from luthier.reproduce.claims._axes import NO_BASE, NO_REWARD, SEEDS
 from luthier.reproduce.claims._denoiser import Net, Trainer, points
-from luthier.reproduce.claims._few_steps import best_rate, world
+from luthier.reproduce.claims._few_steps import Trial, world
 
-STEPS, COUNTS, PATH, SPREAD = 600, (1, 2), VE(), 0.5
+PATH, SPREAD = VE(), 0.5
 
 
 class Skip(Net):
@@ -54,27 +52,27 @@ class First(Objective):
         return Terms("ct", (out - goal).square().flatten(1).mean(1))
 
 
-ARMS: dict[str, Any] = {"ict": ICT(first=10, last=160), "ct": First()}
+class Fresh(Trial):
+    """Networks trained from nothing, on points of standard deviation 0.5."""
+
+    def samples(self, arm: str, seed: int, lr: float) -> dict[int, Tensor]:
+        """Samples (n, 2) of 1 and 2 steps, in the world's own unit."""
+        objective, sampler = self.arms[arm]
+        data = world(seed)[1]
+        unit = SPREAD / float(data.std())
+        net = Trainer(Skip(PATH, "x0", seed), data * unit, seed).run(objective, lr=lr, steps=self.steps, average=0.95)
+        return {n: points(net, sampler, n, seed) / unit for n in self.counts}
+
+    def base(self, seed: int) -> None:
+        """There is none."""
 
 
-def figures(arm: str, seed: int, lr: float) -> dict[str, float]:
-    """Distances of 1- and 2-step samples of a network trained from nothing, on points of standard deviation 0.5."""
-    truth, data = world(seed)
-    unit = SPREAD / float(data.std())
-    net = Trainer(Skip(PATH, "x0", seed), data * unit, seed).run(ARMS[arm], STEPS, lr, 0.95)
-    return {f"mmd_{n}": 1000 * mmd_to(points(net, Consistency(), n, seed) / unit, truth) for n in COUNTS}
-
-
-@functools.cache
-def tuned(arm: str) -> float:
-    """The rate with the best 1-step samples."""
-    return best_rate(lambda seed, lr: figures(arm, seed, lr), "mmd_1")
-
-
-def run(seed: int) -> dict[str, dict[str, float]]:
-    """Both arms at their own best rate; `ict.mmd_2` against `ict.mmd_1` is seen in the table."""
-    return {arm: figures(arm, seed, tuned(arm)) for arm in ARMS}
-
+TRIAL = Fresh(
+    {"ict": (ICT(first=10, last=160), Consistency()), "ct": (First(), Consistency())},
+    steps=600,
+    counts=(1, 2),
+    by="mmd_1",
+)
 
 CLAIM = Claim(
     component="ict",
@@ -85,8 +83,9 @@ CLAIM = Claim(
     expect="ict < ct : mmd_1",
     also=("ict < ct : mmd_2",),
     measure="mmd_1",
-    seeds=tuple(range(10)),
-    run=run,
+    seeds=SEEDS,
+    run=TRIAL.run,
+    absent={"alignment": NO_REWARD, "drift": NO_BASE},
     budget_s=150,
     note="The first recipe: squared distance, averaged target, 18 even levels, weight 1. Levels of ict double from 10 to 160 in the "
     "600 steps. Both arms train the same network, c_skip x + c_out F, on points scaled to the standard deviation 0.5 that the levels "

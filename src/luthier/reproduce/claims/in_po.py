@@ -8,6 +8,7 @@ from luthier.core import Objective, stream
 from luthier.diffusion.align.diffusion_dpo import DiffusionDPO
 from luthier.diffusion.align.in_po import InPO
 from luthier.reproduce.claim import TUNING_SEED, Claim
+from luthier.reproduce.claims._axes import SEEDS, timed
 from luthier.reproduce.claims._tuned import figures_of, points_of, tune, world_of
 from luthier.reproduce.claims.diffusion_dpo import STRENGTH, drawing
 
@@ -20,6 +21,7 @@ def objective_of(arm: str, beta: float) -> Objective:
 
 
 @functools.cache
+@timed
 def figures(arm: str, seed: int, lr: float, beta: float) -> dict[str, float]:
     """Reward of the tuned model, and how far it went from the base."""
     world, direction = world_of(seed)
@@ -52,7 +54,7 @@ CLAIM = Claim(
     expect="in_po > diffusion_dpo",
     also=("in_po < diffusion_dpo : distance", "in_po < diffusion_dpo : drift"),
     measure="reward",
-    seeds=tuple(range(6)),
+    seeds=SEEDS,
     run=run,
     budget_s=150,
     note="Three rates and two betas are tried for both arms on a world that is not reported; kept is the highest reward among settings "

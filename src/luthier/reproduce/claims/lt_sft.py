@@ -22,7 +22,7 @@ from luthier.reproduce.claim import TUNING_SEED, Claim
 from luthier.reproduce.claims._sparse import FullBatch, driven
 
 WIDTH, KNOWN, ASKED, PAIRS, ROWS, NOISE = 16, 8, 4, 2, 60, 0.3
-DENSITIES, RATES, STEPS, FIRST = (0.1, 0.3), (0.003, 0.01, 0.03, 0.1), (50, 150), 50
+DENSITIES, RATES, STEPS, FIRST = (0.1, 0.3, 0.6), (0.003, 0.01, 0.03, 0.1), (50, 150), 50
 F64 = torch.float64
 
 
@@ -127,5 +127,5 @@ CLAIM = Claim(
     seeds=tuple(range(12)),
     run=run,
     note="Learning rate and steps are chosen for each arm from the same eight settings by the transfer error itself on worlds that "
-    "are not reported, for the sparse arms also one of two densities. `random` has as many positions, drawn by lot.",
+    "are not reported, for the sparse arms also one of three densities. `random` has as many positions, drawn by lot.",
 )

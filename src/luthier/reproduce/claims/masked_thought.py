@@ -21,9 +21,9 @@ CLAIM = Claim(
         "measure": [{"exact_match": {"max_new": 26}}],
     },
     arms={"masked": {"regularise": ["masked_thought"]}, "plain": {}},
-    grid={"train.lr": (1e-3, 2e-3)},
-    budget_s=150,
-    note="Rate 0.4 and warm-up 0.66 as in the authors' script for grade-school problems; the same two learning rates and the "
+    grid={"train.lr": (5e-4, 1e-3, 2e-3, 4e-3)},
+    budget_s=240,
+    note="Rate 0.4 and warm-up 0.66 as in the authors' script for grade-school problems; the same four learning rates and the "
     "same number of steps for both arms. The model has never seen subtraction: unlike the paper's models it learns the steps "
     "themselves here, and the steps are digits, of which each one counts.",
 )

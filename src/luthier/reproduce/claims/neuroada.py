@@ -31,7 +31,7 @@ CLAIM = Claim(
         "random": {"adapt": {"neuroada": {"k": 4, "choose": "random", "sites": SITES}}},
         "lora": {"adapt": {"lora": {"rank": 2, "sites": SITES}}},
     },
-    grid={"train.lr": (3e-3, 1e-2, 3e-2, 1e-1)},
+    grid={"train.lr": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)},
     note="`random` chooses the weights of each neuron by lot instead of by size, which the paper's ablation finds worse. The "
     "dense masked baseline of the paper has the same gradients and is left out: the unit tests hold it equal.",
 )

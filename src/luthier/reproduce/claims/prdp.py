@@ -5,6 +5,7 @@ from __future__ import annotations
 from luthier.diffusion.align.ddpo import DDPO
 from luthier.diffusion.align.prdp import PRDP
 from luthier.reproduce.claim import Claim
+from luthier.reproduce.claims._axes import SEEDS
 from luthier.reproduce.claims._rewarded import GRID, GROUP, RATES, SAMPLER, compared, figures
 
 BEST = (PRDP(beta=1.0, steps=GRID, samples=GROUP, sampler=SAMPLER), GROUP)
@@ -30,7 +31,7 @@ CLAIM = Claim(
     expect="prdp < ddpo : distance",
     also=("prdp < base : distance", "prdp < ddpo : fast"),
     measure="distance",
-    seeds=tuple(range(10)),
+    seeds=SEEDS,
     run=run,
     budget_s=150,
     note="distance: 1000 x the squared discrepancy from the tilt, in closed form. Five rates for each arm, chosen by this distance "

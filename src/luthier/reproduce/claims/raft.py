@@ -28,7 +28,7 @@ CLAIM = Claim(
         "best_of_8": {"loop": {"raft": {"samples": 8, "prompts": 32, "steps": 10}}},
         "as_they_come": {"loop": {"raft": {"samples": 1, "prompts": 32, "steps": 10}}},
     },
-    grid={"train.lr": (3e-5, 1e-4, 3e-4)},
+    grid={"train.lr": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)},
     budget_s=180,
     note="Both arms take as many optimiser steps; the first samples eight times as much.",
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,14 +11,12 @@ from torch import Tensor
 from luthier.diffusion.consistency.consistency_distillation import ConsistencyDistillation
 from luthier.diffusion.consistency.reward_guided import RewardGuided
 from luthier.diffusion.samplers.consistency import Consistency
-from luthier.lab.micro.mixture import mmd_to
 from luthier.reproduce.claim import Claim
-from luthier.reproduce.claims._denoiser import points
-from luthier.reproduce.claims._few_steps import best_rate, student, world
+from luthier.reproduce.claims._axes import SEEDS
+from luthier.reproduce.claims._few_steps import Trial
 
-STEPS, STRENGTH, RIPPLE = 300, 0.2, 0.1
+STRENGTH, RIPPLE = 0.2, 0.1
 BASE = ConsistencyDistillation(steps=20)
-ARMS = {"reward_guided": RewardGuided(strength=STRENGTH, distillation=BASE), "distillation": BASE}
 
 
 def utility(x: Tensor) -> Tensor:
@@ -32,27 +30,26 @@ def reward(x: Tensor, rows: Any) -> Tensor:
     return utility(flat) + RIPPLE * torch.sin(25 * flat).sum(1)
 
 
-def figures(arm: str, seed: int, lr: float) -> dict[str, float]:
-    """True utility of 2-step samples, the reward that was trained on, and the distance from the data."""
-    net = student(seed, ARMS[arm], lr, STEPS, handles={"reward": reward})
-    x = points(net, Consistency(), 2, seed)
-    return {
-        "utility": float(utility(x).mean()),
-        "reward": float(reward(x, None).mean()),
-        "mmd": 1000 * mmd_to(x, world(seed)[0]),
-    }
+class Pleased(Trial):
+    """Students read by the reward and by the utility as well."""
+
+    def judged(self, drawn: Mapping[int, Tensor], seed: int) -> dict[str, float]:
+        """True utility, the reward that was trained on, the distance from the data, and the axes."""
+        found, x = super().judged(drawn, seed), drawn[2]
+        pleased = {"utility": float(utility(x).mean()), "alignment/reward": float(reward(x, None).mean())}
+        return {**found, **pleased, "mmd": found["mmd_2"]}
 
 
-@functools.cache
-def tuned(arm: str) -> float:
-    """The rate of the lowest distance from the data: neither arm is tuned for the utility."""
-    return best_rate(lambda seed, lr: figures(arm, seed, lr), "mmd")
-
-
-def run(seed: int) -> dict[str, dict[str, float]]:
-    """Both arms at their own rate."""
-    return {arm: figures(arm, seed, tuned(arm)) for arm in ARMS}
-
+TRIAL = Pleased(
+    {
+        "reward_guided": (RewardGuided(strength=STRENGTH, distillation=BASE), Consistency()),
+        "distillation": (BASE, Consistency()),
+    },
+    steps=300,
+    counts=(2,),
+    by="mmd_2",
+    handles={"reward": reward},
+)
 
 CLAIM = Claim(
     component="reward_guided",
@@ -63,8 +60,8 @@ CLAIM = Claim(
     expect="reward_guided > distillation : utility",
     also=("reward_guided < distillation : mmd",),
     measure="utility",
-    seeds=tuple(range(10)),
-    run=run,
+    seeds=SEEDS,
+    run=TRIAL.run,
     budget_s=150,
     note="mmd is the distance from the data, which the guided student must leave in order to please; the second expectation asks "
     "whether it comes for free. Rates are chosen by mmd for both arms, on a world that is not reported.",

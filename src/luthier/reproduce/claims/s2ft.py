@@ -22,7 +22,7 @@ from luthier.reproduce.claim import TUNING_SEED, Claim
 from luthier.reproduce.claims._sparse import FullBatch, driven
 
 INPUTS, HIDDEN, OUTPUTS, ROWS, NOISE, SHIFT = 16, 32, 8, 200, 0.3, 0.5
-RATES, STEPS = (0.001, 0.003, 0.01, 0.03), (30, 100, 300)
+RATES, STEPS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1), (30, 100, 300)
 ARMS: dict[str, tuple[Any, str]] = {  # 80 parameters: 10 channels of 8 outputs, rank 2 of 32 + 8
     "s2ft": (S2FT(ratio=10 / HIDDEN), "1"),
     "activation": (S2FT(ratio=10 / HIDDEN, choose="activation", batches=1), "1"),

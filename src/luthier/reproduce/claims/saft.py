@@ -21,7 +21,7 @@ from luthier.lab.micro.features import FeatureWorld, Task, TwoLayer, relu_kernel
 from luthier.reproduce.claim import TUNING_SEED, Claim
 
 INPUTS, KNOWN, ROWS, NARROW, NOISE = 16, 12, 60, 0.3, 0.5
-DENSITIES, RATES, STEPS = (0.03, 0.1, 0.3), (0.003, 0.01, 0.03), (20, 60, 200)
+DENSITIES, RATES, STEPS = (0.03, 0.1, 0.3), (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0), (20, 60, 200)
 
 
 def error(world: FeatureWorld, net: nn.Module, task: Task, width: Tensor) -> float:

@@ -12,6 +12,7 @@ from luthier.core import Objective, stream
 from luthier.diffusion.align.spin_diffusion import SpinDiffusion
 from luthier.diffusion.train.denoise import Denoise
 from luthier.reproduce.claim import TUNING_SEED, Claim
+from luthier.reproduce.claims._axes import SEEDS, timed
 from luthier.reproduce.claims._tuned import Rows, Tuned, figures_of, points_of, tune, world_of
 
 SHOWN, BATCH, FIRST, MORE, RATE = 500, 128, 100, 40, 3e-3
@@ -37,6 +38,7 @@ def first(seed: int) -> Tuned:
 
 
 @functools.cache
+@timed
 def figures(arm: str, seed: int, lr: float, beta: float) -> dict[str, float]:
     """Distance from the wanted distribution after two more rounds of an arm."""
     world, direction = world_of(seed)
@@ -66,6 +68,7 @@ def tuned(arm: str) -> tuple[float, float]:
 
 def run(seed: int) -> dict[str, dict[str, float]]:
     """Self-play, more denoising, and where both began."""
+    first(seed)
     return {
         arm: figures(arm, seed, *(tuned(arm) if arm != "start" else (0.0, 1.0)))
         for arm in ("spin_diffusion", "denoise", "start")
@@ -82,7 +85,7 @@ CLAIM = Claim(
     expect="spin_diffusion < denoise : distance",
     also=("spin_diffusion < start : distance",),
     measure="distance",
-    seeds=tuple(range(6)),
+    seeds=SEEDS,
     run=run,
     budget_s=150,
     note="100 steps of denoising, then two rounds of 40 steps of either kind; three rates for both and three betas for self-play, chosen "
