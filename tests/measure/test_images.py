@@ -14,7 +14,9 @@ from luthier.diffusion.schedules.flow import Flow
 from luthier.measure.images.attribute_accuracy import AttributeAccuracy
 from luthier.measure.images.attribute_entropy import AttributeEntropy, entropy
 from luthier.measure.images.denoising_error import DenoisingError
+from luthier.measure.images.energy_distance import EnergyDistance, energy_items
 from luthier.measure.images.image_drift import ImageDrift
+from luthier.measure.images.image_reward import ImageReward
 from luthier.measure.images.image_vendi import ImageVendi, vendi_of
 
 image = pytest.importorskip("luthier.lab.image")
@@ -36,6 +38,9 @@ class Painter:
 
     def base(self):
         return self.other or self
+
+    def decode(self, x):
+        return x
 
     def tokens(self, rows):
         return {}
@@ -106,3 +111,57 @@ def test_what_is_missing_is_said(measure):
                 Painter(), [], MeasureContext(handles={"read": WORLD.oracle, "images": (torch.zeros(1, 3, 16, 16),)})
             )
         )
+
+
+def test_drift_may_be_read_on_captions_of_its_own():
+    class Told(Painter):
+        def generate(self, rows, *, samples=1, role="measure"):
+            self.asked = [r["caption"] for r in rows]
+            return torch.full((len(rows), samples, 3, 2, 2), self.shift)
+
+    subject = Told(shift=0.5, other=Told())
+    got = values(ImageDrift(samples=2, captions=("one", "two", "three")), subject)["image_drift"]
+    assert (got.value, len(got.items)) == (0.5, 3)
+    assert subject.asked == subject.other.asked == ["one", "two", "three"]
+
+
+def energy_by_loops(drawn, held):
+    """The unbiased estimate, pair by pair of different rows."""
+
+    def d(a, b):
+        return float((a.double() - b.double()).square().mean().sqrt())
+
+    n, s = drawn.shape[:2]
+    pairs = [(i, k) for i in range(n) for k in range(n) if i != k]
+    across = sum(d(drawn[i, a], held[k]) for i, k in pairs for a in range(s)) / (len(pairs) * s)
+    own = sum(d(drawn[i, a], drawn[k, b]) for i, k in pairs for a in range(s) for b in range(s)) / (len(pairs) * s * s)
+    return 2 * across - own - sum(d(held[i], held[k]) for i, k in pairs) / len(pairs)
+
+
+def test_energy_distance_is_the_mean_over_pairs_of_rows_and_zero_for_the_images_themselves():
+    g = torch.Generator().manual_seed(0)
+    drawn, held = torch.rand(5, 3, 1, 2, 2, generator=g), torch.rand(5, 1, 2, 2, generator=g)
+    assert float(energy_items(drawn, held).mean()) == pytest.approx(energy_by_loops(drawn, held), abs=1e-12)
+    assert energy_items(held[:, None], held).abs().max() < 1e-12
+    apart = energy_items(torch.zeros(4, 2, 1, 3, 3), torch.full((4, 1, 3, 3), 0.7))
+    assert apart.tolist() == pytest.approx([1.4] * 4, abs=1e-6)
+
+
+def test_energy_distance_tells_the_worlds_images_from_moved_ones():
+    ctx = MeasureContext(handles={"images": (WORLD.stack(ROWS),)})
+    own, moved = (values(EnergyDistance(samples=1), Painter(shift=s), ctx)["energy_distance"] for s in (0.0, 0.4))
+    assert moved.value > own.value + 0.1
+    assert (len(own.items), own.better) == (6, -1)
+    with pytest.raises(DataError, match="energy_distance requires at least two test images"):
+        list(EnergyDistance()(Painter(), ROWS[:1], ctx))
+
+
+def test_the_recipes_reward_is_asked_of_every_sample_with_its_own_row():
+    def sided(rows, images):
+        return images.flatten(1).mean(1) + 10 * torch.tensor([[id(x) for x in ROWS].index(id(r)) for r in rows])
+
+    got = values(ImageReward(samples=2), Painter(), MeasureContext(handles={"reward": sided}))["image_reward"]
+    plain = Painter().generate(ROWS, samples=2).flatten(2).mean((1, 2))
+    assert got.items == pytest.approx([float(p) + 10 * i for i, p in enumerate(plain)], abs=1e-5)
+    with pytest.raises(DataError, match="image_reward requires a recipe with a reward"):
+        list(ImageReward()(Painter(), ROWS, MeasureContext()))

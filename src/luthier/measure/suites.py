@@ -50,6 +50,7 @@ SUITES: Mapping[str, tuple[Spec, ...]] = {
         {"measure.images.attribute_entropy": {}},
         {"measure.images.image_vendi": {}},
         {"measure.images.denoising_error": {}},
+        {"measure.images.energy_distance": {}},
         {"measure.images.image_drift": {}},
     ),
     "vectors": ({"measure.embed.retrieval": {}},),
@@ -86,7 +87,9 @@ ASKS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "measure.images.attribute_entropy": (("images",),),
     "measure.images.image_vendi": (("images",),),
     "measure.images.denoising_error": (("images",),),
+    "measure.images.energy_distance": (("images",),),
     "measure.images.image_drift": (("images",),),
+    "measure.images.image_reward": (("images",),),
     "measure.embed.retrieval": (("query",), ("positive",)),
 }
 

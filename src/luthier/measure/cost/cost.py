@@ -33,11 +33,13 @@ Better = Literal[-1, 0, 1]
 FIGURES: Mapping[str, tuple[str, Better]] = {
     "train_seconds": ("s", -1),
     "train_tokens": ("tokens", -1),
+    "train_images": ("images", -1),
     "tokens_per_second": ("tokens/s", 1),
     "peak_bytes": ("bytes", -1),
     "trained_parameters": ("parameters", -1),
     "total_parameters": ("parameters", 0),
     "measure_seconds": ("s", 0),
+    "total_seconds": ("s", 0),
 }
 
 

@@ -26,6 +26,10 @@ class ImageSubject(Protocol):
         """Raw conditions of rows."""
         ...
 
+    def decode(self, x: Tensor) -> Tensor:
+        """Images in [-1, 1] from what the denoiser works on."""
+        ...
+
     def base(self) -> ImageSubject:
         """The model before training."""
         ...

@@ -36,12 +36,14 @@ CARD = Card(
 @component(CARD)
 @dataclass(frozen=True, kw_only=True)
 class ImageDrift(Measure):
-    """samples: images per row."""
+    """samples: images per row; captions: drawn in place of the test rows, where these are what tuning shall change."""
 
     samples: Annotated[int, Ge(1)] = 4
+    captions: tuple[str, ...] = ()
 
     def __call__(self, subject: Subject, rows: Sequence[Row], ctx: MeasureContext) -> Iterable[Reading]:
-        model, rows = cast(ImageSubject, subject), rows_of(rows, self.name)
+        model = cast(ImageSubject, subject)
+        rows = [{"caption": c} for c in self.captions] or rows_of(rows, self.name)
         tuned, base = model.generate(rows, samples=self.samples), model.base().generate(rows, samples=self.samples)
         items = (tuned - base).double().flatten(2).square().mean(2).sqrt().mean(1)
         yield Reading("image_drift", float(items.mean()), tuple(items.tolist()), 0, "", "forgetting")
