@@ -142,6 +142,7 @@ def test_check_says_how_the_data_was_read(place, tmp_path):
     assert ran.code == 0
     assert ran.out.splitlines() == [
         f"{recipe}: sound",
+        f"model: LlamaForCausalLM in {place}/model",
         f"data: {place}/chat.jsonl: 24 rows read as messages: messages are the turns of a chat.",
     ]
     pairs = luthier("check", recipe, "--set", f"data.train={place}/pairs.jsonl", "objective=dpo")

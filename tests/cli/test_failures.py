@@ -15,15 +15,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from luthier.core.files import damage
-from tests.cli.shell import copy_model, folder_with_data, luthier, refused, sound, write_recipe
+from tests.cli.shell import copy_model, luthier, refused, sound, write_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 ADAPTER = "adapter/adaptation.safetensors"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return folder_with_data(tmp_path_factory.mktemp("failures"))
 
 
 @pytest.fixture

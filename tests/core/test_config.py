@@ -23,6 +23,7 @@ from luthier.core.config import (
     build_component,
     build_section,
     check_component,
+    dump_yaml,
     load_yaml,
     name_and_parameters,
     nested_kind,
@@ -340,3 +341,10 @@ def test_a_section_is_closed_typed_and_told_with_its_place():
     assert section_faults(Section, {"steps": 0}, "")[0].startswith("steps: input should be greater than or equal to 1")
     assert section_faults(Section, [1], "train") == ["train: requires a mapping; got [1]"]
     assert section_faults(Section, {"steps": 1, "lr": {"own": 1}}, "train", skip=("lr",)) == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(codec="utf-8"), max_size=6) | st.text("0123456789eE+-._xobn~", max_size=5))
+def test_every_text_is_read_back_as_it_was_written(words):
+    value = {"key": words, "list": [words, 1, 1e-5, True, None], "2": {}}
+    assert load_yaml(dump_yaml(value), "f") == value

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import ast
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from luthier.core.config import load_yaml
 from luthier.core.protocols import Reading
 from luthier.report.modelcard import CardFacts, fence, inline, model_card, write_model_card
 
@@ -34,6 +36,21 @@ def test_head_is_yaml_that_hubs_read():
         "license": "apache-2.0",
         "language": ["en", "de"],
     }
+
+
+@pytest.mark.parametrize(
+    "name", ["0E0", "0e0", "12e3", "1_000", "0o17", "0x1f", "1.5", "5.e1", "true", "on", "null", "~"]
+)
+def test_names_that_look_like_numbers_or_truth_values_stay_names(name):
+    facts = replace(FACTS, base_model=name, recipe={"model": name, "data": {"train": [name]}})
+    card = model_card(facts)
+    recipe = re.search(r"```yaml\n(.*?)```", card, flags=re.S).group(1)  # type: ignore[union-attr]
+    head = card.split("---")[1]
+    assert f'base_model: "{name}"' in head
+    assert recipe.splitlines() == [f"model: '{name}'", "data:", "  train:", f"  - '{name}'"]
+    for read in (yaml.safe_load, lambda text: load_yaml(text, "card")):
+        assert read(recipe) == facts.recipe
+        assert read(head)["base_model"] == name
 
 
 def test_body_states_everything_and_what_is_not_known():

@@ -31,11 +31,19 @@ def draws_images(model: str) -> bool:
     return model.startswith("lab:image") or is_pipeline(model)
 
 
+def _known(model: str) -> None:
+    from luthier.recipes.model_check import world_faults
+
+    if faults := world_faults(model):
+        raise ConfigError(faults)
+
+
 def generate_images(
     model: str, prompts: list[str], samples: int, seed: int, out: Path, steps: int, guidance: float, sampler: str
 ) -> None:
     """Sample images and write them as one grid, a row for each prompt."""
     quiet()
+    _known(model)
     if not prompts and not sys.stdin.isatty():
         prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
     from luthier.core.config import check_component, load_yaml
@@ -63,6 +71,7 @@ def generate_text(
 ) -> None:
     """Sample completions and print them."""
     quiet()
+    _known(model)
     if not prompts:
         prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not prompts:
@@ -105,7 +114,7 @@ def merge_recipe(path: Path, out: Path, sets: list[str]) -> None:
     from luthier.recipes.merging import merge_by_recipe
     from luthier.recipes.recipe import parse_sets, read
 
-    told = merge_by_recipe(read(path, parse_sets(sets)), out)
+    told = merge_by_recipe(read(path, parse_sets(sets), "`base`, `models` and `merge`"), out)
     typer.echo(told)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 
 import typer
 
@@ -65,10 +67,21 @@ def _components(as_json: bool) -> None:
         json.dump([component_record(e) for e in found], sys.stdout, indent=1, ensure_ascii=False)
         print()
         return
-    room = ""
+    room, width = "", shutil.get_terminal_size((0, 0)).columns if sys.stdout.isatty() else 0
     for entry in found:
         if entry.room != room:
             room = entry.room
             typer.secho(room, bold=True)
-        verdict = verdict_of(entry)
-        typer.echo(f"  {entry.short:<24} {entry.summary[:90]}{f'  [claim {verdict}]' if verdict else ''}")
+        verdict = verdict_of(entry) or ""
+        head = f"  {entry.short:<24} {verdict:<10} "
+        typer.echo(head + (shortened(entry.summary, width - len(head)) if width else entry.summary))
+    typer.echo("holds, fails, undecided: what became of the claim; `luthier reproduce NAME` tries it again")
+
+
+def shortened(words: str, room: int) -> str:
+    """A text in at most `room` characters, cut between words; never less than its first forty or so.
+
+    >>> shortened("one two three four five six seven eight nine ten", 44)
+    'one two three four five six seven eight…'
+    """
+    return textwrap.shorten(words, max(room, 40), placeholder="…")

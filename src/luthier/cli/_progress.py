@@ -34,13 +34,15 @@ class Progress:
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Draw one event of the engine or the recipe."""
         if event["kind"] == "note":
-            self.console.print(f"  {event['text']}", style="dim", highlight=False, markup=False)
+            self.console.print(f"  {event['text']}", style="dim", highlight=False, markup=False, soft_wrap=True)
         elif event["kind"] == "step":
             self._step(event)
 
     def _step(self, event: Mapping[str, Any]) -> None:
-        self.tokens += int(event["tokens"])
-        told = f"loss {event['loss']:.4f}  {self.tokens / max(event['seconds'], 1e-9):,.0f} tok/s"
+        unit = event.get("unit", "tokens")
+        self.tokens += int(event[unit])
+        short = {"tokens": "tok"}.get(unit, unit)
+        told = f"loss {event['loss']:.4f}  {self.tokens / max(event['seconds'], 1e-9):,.0f} {short}/s"
         if "reward" in event:
             told += f"  reward {event['reward']:.3f}"
         if self.bar is not None:

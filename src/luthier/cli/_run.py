@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -14,17 +16,21 @@ import typer
 from luthier.core.errors import OutputError, sentence
 from luthier.core.files import read_json
 from luthier.recipes.recipe import parse, parse_sets, read
+from luthier.report.words import quantity
+
+COUNTS = ("tokens", "images", "parameters", "forward passes")
+"""Units of whole numbers."""
 
 
 def quiet() -> None:
     """Keep the libraries below from printing bars and advice over ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if "transformers" in sys.modules and os.environ["TRANSFORMERS_VERBOSITY"] == "error":  # read when it is imported
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
+    for library in ("transformers", "diffusers"):
+        name = f"{library.upper()}_VERBOSITY"
+        os.environ.setdefault(name, "error")
+        if library in sys.modules and os.environ[name] == "error":  # each reads its variable when it is imported
+            importlib.import_module(f"{library}.utils.logging").set_verbosity_error()
 
 
 def run_recipe(path: Path, out: Path | None, sets: list[str], resume: bool) -> None:
@@ -55,15 +61,16 @@ def accelerator_for(precision: str, tracker: str = "none", out: Path = Path()) -
     """An accelerator when launched with several processes, with mixed precision, with a tracker, or on a GPU; else None."""
     import torch
 
+    from luthier.train.devices import launched_alone, make_accelerator
+
     if (
         precision == "fp32"
         and tracker == "none"
         and int(os.environ.get("WORLD_SIZE", "1")) == 1
+        and not launched_alone(os.environ)
         and not torch.cuda.is_available()
     ):
         return None
-    from luthier.train.devices import make_accelerator
-
     return make_accelerator(precision, tracker, f"{out}-tracker")
 
 
@@ -93,7 +100,16 @@ def show_readings(folder: Path, as_json: bool) -> None:
 
 def _readings(rows: list[dict[str, Any]]) -> None:
     for r in rows:
-        typer.echo(f"  {r['axis']!s:<13} {r['name']!s:<36} {float(r['value']):>10.4f} {r['unit']}")
+        typer.echo(f"  {r['axis']!s:<13} {r['name']!s:<36} {_figure(float(r['value']), str(r['unit']))}".rstrip())
+
+
+def _figure(value: float, unit: str) -> str:
+    """A reading as it stands in the table: counts whole, bytes in units that people read, all else with four decimals."""
+    if unit == "bytes":
+        told, _, unit = quantity(value, unit).partition(" ")
+    else:
+        told = f"{value:,.0f}" if unit in COUNTS and math.isfinite(value) else f"{value:,.4f}"
+    return f"{told:>10} {unit}"
 
 
 def show_trace(folder: Path, as_json: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,9 +18,30 @@ app = typer.Typer(
 lab_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Tiny worlds with exact answers.")
 app.add_typer(lab_app, name="lab")
 
-RecipeFile = Annotated[Path, typer.Argument(help="A recipe in YAML or JSON.")]
+
+def _home(value: Any) -> Any:
+    """`~` is the home folder, also where no shell has written it out, as in --out=~/runs."""
+    if isinstance(value, list | tuple):
+        return [_home(v) for v in value]
+    if isinstance(value, Path):
+        return value.expanduser()
+    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~") else value
+
+
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe in YAML or JSON.", metavar="RECIPE", callback=_home)]
+RecipeFiles = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="RECIPES",
+        help="Two or more recipes; the first is the baseline. With --suite one, or none.",
+        callback=_home,
+    ),
+]
+OutFolder = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write.", callback=_home)]
+RunFolder = Annotated[Path, typer.Argument(help="A run's folder.", metavar="RUN", callback=_home)]
 Sets = Annotated[
-    list[str] | None, typer.Option("--set", help="Override, as key.sub=value. Several pairs: repeat --set.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override keys of the recipe: --set train.lr=1e-4 model=FOLDER."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -38,13 +59,15 @@ def _root(
         typer.echo(context.get_help())
 
 
-@app.command()
+@app.command(short_help="Find techniques by words or by meaning, or list them all.")
 def methods(
-    text: Annotated[str, typer.Argument(help="Free text to search for; empty lists everything.")] = "",
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT", help="Free text to search for; without it everything is listed.")
+    ] = "",
     papers: Annotated[bool, typer.Option("--papers", help="List the papers and what serves each.")] = False,
     as_json: AsJson = False,
     meaning: Annotated[bool, typer.Option("--meaning", help="Search by meaning too (needs the minilm extra).")] = False,
-    count: Annotated[int, typer.Option(min=1, help="How many results.")] = 10,
+    count: Annotated[int, typer.Option(min=1, metavar="N", help="How many results.")] = 10,
 ) -> None:
     """Find techniques: by words, by meaning, or all of them."""
     from luthier.cli._methods import show_methods
@@ -52,7 +75,7 @@ def methods(
     show_methods(text, papers, as_json, meaning, count)
 
 
-@app.command()
+@app.command(short_help="Name every fault of a recipe at once, before weights load.")
 def check(recipe: RecipeFile, sets: Sets = None) -> None:
     """Name every fault of a recipe at once; loads no weights and no torch."""
     from luthier.cli._check import check_recipe
@@ -60,12 +83,14 @@ def check(recipe: RecipeFile, sets: Sets = None) -> None:
     check_recipe(recipe, sets or [])
 
 
-@app.command()
+@app.command(short_help="Show the first rows as the model will see them.")
 def preview(
     recipe: RecipeFile,
     sets: Sets = None,
-    rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 3,
-    html: Annotated[Path | None, typer.Option(help="Write HTML here.")] = None,
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="How many rows.")] = 3,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page instead of printing.", callback=_home)
+    ] = None,
 ) -> None:
     """Show the first rows as the model will see them: trained tokens coloured, truncations counted; images at noise levels."""
     from luthier.cli._inspect import show_preview
@@ -73,7 +98,7 @@ def preview(
     show_preview(recipe, sets or [], rows, html)
 
 
-@app.command()
+@app.command(short_help="Say what a run will cost: memory, passes, tokens, time.")
 def plan(
     recipe: RecipeFile,
     sets: Sets = None,
@@ -88,10 +113,12 @@ def plan(
     show_plan(recipe, sets or [], as_json, timed)
 
 
-@app.command()
+@app.command(short_help="Train, measure and save.")
 def run(
     recipe: RecipeFile,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/NAME).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of the run (default: runs/NAME).", callback=_home)
+    ] = None,
     sets: Sets = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last good checkpoint.")] = False,
 ) -> None:
@@ -101,36 +128,45 @@ def run(
     run_recipe(recipe, out, sets or [], resume)
 
 
-@app.command()
+@app.command(short_help="Say which recipe is better, over paired seeds; report.html.")
 def compare(
-    recipes: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Two or more recipes; the first is the baseline. With --suite one, or none."),
-    ] = None,
+    recipes: RecipeFiles = None,
     seeds: Annotated[
-        str, typer.Option(help="A number of seeds, or a list such as 0,1,7 (default: 3; with --suite 5).")
+        str, typer.Option(metavar="N", help="A number of seeds, or a list such as 0,1,7 (default: 3; with --suite 8).")
     ] = "",
-    out: Annotated[Path, typer.Option(help="Folder of the comparison.")] = Path("comparison"),
+    out: OutFolder = Path("comparison"),
     sets: Sets = None,
-    processes: Annotated[int, typer.Option(min=1, help="Worker processes; each gets its share of the cores.")] = 1,
+    processes: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Worker processes; each gets its share of the cores.")
+    ] = 1,
     ray: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: HOST:PORT, or auto (needs the ray extra).")
     ] = "",
     level: Annotated[
-        float, typer.Option(min=1e-6, max=0.5, help="Chance of any false verdict in the whole table.")
+        float, typer.Option(min=1e-6, max=0.5, metavar="P", help="Chance of any false verdict in the whole table.")
     ] = 0.05,
     first: Annotated[
-        str, typer.Option(help="Readings that are the question, such as exact_match: half of --level is theirs alone.")
+        str,
+        typer.Option(
+            metavar="NAMES", help="Readings that are the question, such as exact_match: half of --level is theirs."
+        ),
     ] = "",
     suite: Annotated[
-        str, typer.Option(help="Race all components that fit: sft, preference, rl, forgetting or diversity.")
+        str, typer.Option(metavar="NAME", help="Race all that fits: sft, preference, rl, forgetting or diversity.")
     ] = "",
-    by: Annotated[str, typer.Option(help="Suite: judge by MEASURE or MEASURE:READING instead.")] = "",
-    rates: Annotated[str, typer.Option(help="Suite: learning rates of every arm, such as 1e-4,1e-3.")] = "",
-    cap: Annotated[float | None, typer.Option(help="Suite forgetting: the most that may be forgotten.")] = None,
-    finalists: Annotated[int, typer.Option(min=2, help="Suite: arms in the last comparison.")] = 5,
+    by: Annotated[
+        str, typer.Option(metavar="MEASURE", help="Suite: judge by MEASURE or MEASURE:READING instead.")
+    ] = "",
+    rates: Annotated[
+        str, typer.Option(metavar="LIST", help="Suite: learning rates of every arm, such as 1e-4,1e-3.")
+    ] = "",
+    cap: Annotated[
+        float | None, typer.Option(metavar="X", help="Suite forgetting: the most that may be forgotten.")
+    ] = None,
+    finalists: Annotated[int, typer.Option(min=2, metavar="N", help="Suite: arms in the last comparison.")] = 5,
     only: Annotated[
-        str, typer.Option("--arms", help="Suite: race only these components, such as dft,lora,neftune.")
+        str,
+        typer.Option("--arms", metavar="NAMES", help="Suite: race only these components, such as dft,lora,neftune."),
     ] = "",
     dry: Annotated[
         bool, typer.Option("--plan", help="Suite: print arms, what is left out, and the runs; run nothing.")
@@ -153,10 +189,10 @@ def compare(
     compare_recipes(recipes or [], seeds or "3", out, sets or [], processes, level, ray, first)
 
 
-@app.command()
+@app.command(short_help="Merge models shard by shard.")
 def merge(
     recipe: RecipeFile,
-    out: Annotated[Path, typer.Option(help="Folder of the merged model.")] = Path("merged"),
+    out: OutFolder = Path("merged"),
     sets: Sets = None,
 ) -> None:
     """Merge models shard by shard by a merge recipe (base, models, merge)."""
@@ -165,23 +201,37 @@ def merge(
     merge_recipe(recipe, out, sets or [])
 
 
-@app.command()
+@app.command(short_help="Sample from a model or a run.")
 def generate(
     model: Annotated[
-        str, typer.Argument(help="A run's folder, a model folder, a hub name, lab:language or lab:image.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A run's folder, a model folder, a hub name, lab:language or lab:image.",
+            callback=_home,
+        ),
     ],
     prompt: Annotated[
-        list[str] | None, typer.Option(help="A prompt; repeat for several. Default: read lines from standard input.")
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="A prompt; repeat for several. Default: read lines from standard input."),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Completions of each prompt.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
-    max_new: Annotated[int, typer.Option(min=1, help="Tokens at most.")] = 64,
-    seed: int = 0,
+    samples: Annotated[int, typer.Option(min=1, metavar="N", help="Completions of each prompt.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0.0, metavar="X", help="0 is greedy.")] = 1.0,
+    max_new: Annotated[int, typer.Option(min=1, metavar="N", help="New tokens at most.")] = 64,
+    seed: Annotated[int, typer.Option(metavar="N", help="Another seed, other samples.")] = 0,
     as_json: AsJson = False,
-    out: Annotated[Path | None, typer.Option(help="Image models: the PNG that shows all images.")] = None,
-    steps: Annotated[int, typer.Option(min=0, help="Image models: steps of the sampler (0: the run's own).")] = 0,
-    guidance: Annotated[float, typer.Option(min=0.0, help="Image models: scale of guidance (0: the run's own).")] = 0.0,
-    sampler: Annotated[str, typer.Option(help="Image models: a sampler, such as ddim or '{tcd: {gamma: 0.3}}'.")] = "",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Image models: the PNG that shows all images.", callback=_home)
+    ] = None,
+    steps: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Image models: steps of the sampler (0: the run's own).")
+    ] = 0,
+    guidance: Annotated[
+        float, typer.Option(min=0.0, metavar="X", help="Image models: scale of guidance (0: the run's own).")
+    ] = 0.0,
+    sampler: Annotated[
+        str, typer.Option(metavar="SAMPLER", help="Image models: a sampler, such as ddim or '{tcd: {gamma: 0.3}}'.")
+    ] = "",
 ) -> None:
     """Sample from a model or a run."""
     from luthier.cli._artifacts import generate_images, generate_text
@@ -196,27 +246,27 @@ def generate(
     generate_text(model, prompt or [], samples, temperature, max_new, seed, as_json)
 
 
-@app.command()
-def measure(folder: Annotated[Path, typer.Argument(help="A run's folder.")], as_json: AsJson = False) -> None:
+@app.command(short_help="Print the readings of a finished run.")
+def measure(folder: RunFolder, as_json: AsJson = False) -> None:
     """Print the readings of a finished run."""
     from luthier.cli._run import show_readings
 
     show_readings(folder, as_json)
 
 
-@app.command()
-def trace(folder: Annotated[Path, typer.Argument(help="A run's folder.")], as_json: AsJson = False) -> None:
+@app.command(short_help="Show what ran in a run, when, and on how much.")
+def trace(folder: RunFolder, as_json: AsJson = False) -> None:
     """What ran, when, and on how much."""
     from luthier.cli._run import show_trace
 
     show_trace(folder, as_json)
 
 
-@app.command()
+@app.command(short_help="Write a run for other tools: PEFT, or a merged model.")
 def export(
-    folder: Annotated[Path, typer.Argument(help="A run's folder.")],
-    to: Annotated[str, typer.Option(help="peft or merged.")] = "merged",
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("exported"),
+    folder: RunFolder,
+    to: Annotated[str, typer.Option(metavar="FORM", help="peft or merged.")] = "merged",
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write.", callback=_home)] = Path("exported"),
 ) -> None:
     """Write a run as a PEFT checkpoint (of an image model: the LoRA file of its pipeline) or as a plain merged model."""
     from luthier.cli._artifacts import export_run
@@ -224,14 +274,14 @@ def export(
     export_run(folder, to, out)
 
 
-@app.command()
+@app.command(short_help="Send a run to a model hub, with its model card.")
 def push(
-    folder: Annotated[Path, typer.Argument(help="A run's folder.")],
-    repo: Annotated[str, typer.Argument(help="OWNER/NAME at the hub.")],
-    what: Annotated[str, typer.Option(help="model (merged) or adapter.")] = "model",
+    folder: RunFolder,
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Where to send it.")],
+    what: Annotated[str, typer.Option(metavar="WHAT", help="model (merged) or adapter.")] = "model",
     public: Annotated[bool, typer.Option("--public", help="Everybody may read it; private otherwise.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent, and what is missing.")] = False,
-    message: Annotated[str, typer.Option(help="Message of the commit.")] = "Upload with Luthier",
+    message: Annotated[str, typer.Option(metavar="TEXT", help="Message of the commit.")] = "Upload with Luthier",
 ) -> None:
     """Send a run's merged model or adapter to a hub, with its model card."""
     from luthier.cli._push import push_run
@@ -239,11 +289,11 @@ def push(
     push_run(folder, repo, what, public, dry_run, message)
 
 
-@app.command()
+@app.command(short_help="Try a paper's claim in its exact world.")
 def reproduce(
-    name: Annotated[str | None, typer.Argument(help="A claim's name.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A claim's name, such as dpo.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Run every claim.")] = False,
-    sample: Annotated[int, typer.Option(min=0, help="Run this many claims, another set each day.")] = 0,
+    sample: Annotated[int, typer.Option(min=0, metavar="N", help="Run this many claims, another set each day.")] = 0,
     commit: Annotated[bool, typer.Option("--record", help="Record the verdicts in the package.")] = False,
     listing: Annotated[bool, typer.Option("--list", help="List the claims with their verdicts.")] = False,
 ) -> None:
@@ -255,9 +305,9 @@ def reproduce(
 
 @lab_app.command("build")
 def lab_build(
-    world: Annotated[str, typer.Argument(help="The world's name.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    steps: Annotated[int, typer.Option(min=0, help="Training steps, for a trial (0: as recorded).")] = 0,
+    world: Annotated[str, typer.Argument(metavar="WORLD", help="language, image or pairs.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write.", callback=_home)],
+    steps: Annotated[int, typer.Option(min=0, metavar="N", help="Training steps, for a trial (0: as recorded).")] = 0,
 ) -> None:
     """Train a world's base model again from its committed recipe."""
     from luthier.cli._artifacts import build_world
@@ -266,7 +316,9 @@ def lab_build(
 
 
 @lab_app.command("check")
-def lab_check(world: Annotated[str, typer.Argument(help="The world's name.")] = "language") -> None:
+def lab_check(
+    world: Annotated[str, typer.Argument(metavar="WORLD", help="language, image or pairs.")] = "language",
+) -> None:
     """Verify a shipped world: hashes and measured accuracies."""
     from luthier.cli._artifacts import check_world
 

@@ -248,8 +248,26 @@ def load_yaml(text: str, where: str) -> Any:
         ) from fault
 
 
+def dump_yaml(value: Any) -> str:
+    """Plain values as YAML that `load_yaml` reads back: a text that any reader could take for a number, such as 0e0, is quoted."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Quotes what readers of YAML 1.1 or 1.2 would take for something else than text."""
+
+    reader = _loader()("")
+
+    def text(dumper: Any, words: str) -> Any:
+        other = reader.resolve(yaml.ScalarNode, words, (True, False)) != reader.DEFAULT_SCALAR_TAG
+        style = "'" if other else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", words, style=style if words.isprintable() else '"')
+
+    Dumper.add_representer(str, text)
+    return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
 @functools.cache
-def _loader() -> type:
+def _loader() -> Any:
     import re
 
     import yaml

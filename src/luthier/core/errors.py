@@ -72,7 +72,7 @@ def sentence(who: str, required: str, came: str, do: str) -> str:
     >>> sentence("dpo", "beta > 0", "beta = -1", "Give a positive number")
     'dpo requires beta > 0; got beta = -1. Give a positive number.'
     """
-    return f"{who} requires {required}; got {came}. {do.rstrip('.')}."
+    return f"{who} requires {required}; got {came.removesuffix('.')}. {do.rstrip('.')}."
 
 
 def nearest(name: str, known: Collection[str], count: int = 3) -> list[str]:

@@ -127,8 +127,9 @@ class WordCaptions(Conditioner):
             split = caption.lower().split()
             foreign = [w for w in split if w not in known]
             if foreign:
+                told = unknown("word", foreign[0], self.words)
                 raise DataError(
-                    f"row {at + 1}: {unknown('word', foreign[0], self.words)} The model knows {len(self.words)} words; "
+                    f"row {at + 1}: {told}{'' if told.endswith('?') else '.'} The model knows {len(self.words)} words; "
                     "the adaptation textual_inversion teaches a new one."
                 )
             if len(split) > self.length:
@@ -268,12 +269,13 @@ def grown(table: nn.Embedding, like: int, row: int) -> nn.Embedding:
     return made
 
 
-def load_conditioner(folder: Path) -> WordCaptions:
-    """The saved word captions of a folder. Raises ModelError."""
+def load_conditioner(folder: Path, weights: bool = True) -> WordCaptions:
+    """The saved word captions of a folder; weights False reads the words alone. Raises ModelError."""
     try:
         facts = json.loads((folder / "conditioner.json").read_text(encoding="utf-8"))
         made = WordCaptions(facts["words"], facts["length"], facts["dim"], facts["name"])
-        made.load_state_dict({k: v.float() for k, v in load_file(folder / "conditioner.safetensors").items()})
+        if weights:
+            made.load_state_dict({k: v.float() for k, v in load_file(folder / "conditioner.safetensors").items()})
     except (OSError, KeyError, ValueError, RuntimeError) as fault:
         raise ModelError(
             sentence(f"folder {folder}", "a readable conditioner", str(fault), "Build or download it again")

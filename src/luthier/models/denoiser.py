@@ -231,7 +231,7 @@ def _conditioner(network: nn.Module, load: _Parts) -> Conditioner:
     folder, index = load.folder, load.index
     if (folder / "conditioner" / "conditioner.json").is_file():
         with made_in(DTYPES[load.dtype]):
-            return load_conditioner(folder / "conditioner")
+            return load_conditioner(folder / "conditioner", load.weights)
     if any(index.get(p, [None])[0] for p in ENCODERS):
         return text_conditioner(folder, network, index, pixel_shape(folder)[1:], load)
     if type(network).__name__ == "DiTTransformer2DModel":

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from luthier.core.batch import Batch
 from luthier.core.errors import ModelError, sentence
-from luthier.models.loading import DTYPES, check_folder, load_tokenizer, snapshot
+from luthier.models.folders import check_folder
+from luthier.models.loading import DTYPES, load_tokenizer, snapshot
 
 Pooling = Literal["mean", "cls"]
 SMALL = (".json", ".txt", ".model", ".md")

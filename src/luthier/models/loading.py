@@ -10,28 +10,9 @@ import torch
 from torch import nn
 
 from luthier.core.errors import ModelError, sentence
+from luthier.models.folders import check_exists, check_folder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-
-
-def check_folder(folder: Path) -> None:
-    """Raise ModelError unless the folder holds a config and safetensors weights (pickle files are never read)."""
-    if not (folder / "config.json").is_file():
-        present = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-        raise ModelError(
-            sentence(f"model folder {folder}", "config.json", present, "Give the folder that holds the model")
-        )
-    if not any(any(folder.glob(w)) for w in _WEIGHTS):
-        pickled = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
-        came = f"only pickle files ({', '.join(pickled)})" if pickled else "no weights"
-        do = "Convert them to safetensors" if pickled else "Download the weights, or give the folder that holds them"
-        raise ModelError(sentence(f"model folder {folder}", "weights as *.safetensors", came, do))
-
-
-def _no_folder(source: str) -> ModelError:
-    came = "is a file" if Path(source).expanduser().is_file() else "does not exist"
-    return ModelError(sentence("model", "an existing folder", f"{source!r}, which {came}", "Check the path"))
 
 
 def snapshot(source: str) -> Path:
@@ -39,8 +20,7 @@ def snapshot(source: str) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
         return path
-    if source.startswith((".", "/", "~")):
-        raise _no_folder(source)
+    check_exists(source)
     from huggingface_hub import snapshot_download
 
     try:
@@ -56,8 +36,7 @@ def load_config(source: str) -> Any:
     path = Path(source).expanduser()
     if path.is_dir():
         check_folder(path)
-    elif source.startswith((".", "/", "~")):
-        raise _no_folder(source)
+    check_exists(source)
     try:
         return AutoConfig.from_pretrained(str(path) if path.is_dir() else source, trust_remote_code=False)
     except (OSError, ValueError) as fault:

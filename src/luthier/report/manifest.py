@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,16 @@ def versions() -> dict[str, str]:
     """Versions of Luthier, Python and the libraries that decide numbers."""
     import luthier
 
-    out = {"luthier": luthier.__version__, "python": platform.python_version()}
+    return {"luthier": luthier.__version__, "python": platform.python_version(), **_installed()}
+
+
+@cache
+def _installed() -> dict[str, str]:
+    """Versions of the packages that are installed; read once, as a process keeps what it has imported."""
+    out: dict[str, str] = {}
     for name in _PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             out[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return out
 
 
@@ -55,14 +61,13 @@ def hardware() -> dict[str, Any]:
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """Commit and whether the tree has changes, or {} outside a repository."""
+    """Commit and whether the tree has changes, or {} outside a repository and before its first commit."""
+    words = ("git", "-C", str(folder), "status", "--porcelain=v2", "--branch")
     try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        return {"commit": commit, "changed": bool(_git(folder, "status", "--porcelain"))}
+        done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return {}
-
-
-def _git(folder: Path, *words: str) -> str:
-    done = subprocess.run(("git", "-C", str(folder), *words), capture_output=True, text=True, timeout=10, check=True)
-    return done.stdout.strip()
+    lines = done.stdout.splitlines()
+    commit = next((line.split()[2] for line in lines if line.startswith("# branch.oid")), "(initial)")
+    changed = any(not line.startswith("#") for line in lines)
+    return {} if commit == "(initial)" else {"commit": commit, "changed": changed}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from luthier.core.config import dump_yaml
 from luthier.core.files import write_text
 from luthier.core.protocols import Reading
 from luthier.report.words import label, number, quantity
@@ -83,12 +84,6 @@ def front_matter(facts: CardFacts) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _yaml(recipe: Mapping[str, Any]) -> str:
-    import yaml
-
-    return yaml.safe_dump(json.loads(json.dumps(recipe, default=str)), sort_keys=False, allow_unicode=True)
-
-
 def readings_table(readings: Sequence[Reading]) -> str:
     """Readings as a Markdown table, by axis."""
     if not readings:
@@ -158,7 +153,7 @@ def model_card(facts: CardFacts) -> str:
         "",
         "## Recipe",
         "",
-        fence(_yaml(facts.recipe), "yaml"),
+        fence(dump_yaml(json.loads(json.dumps(facts.recipe, default=str))), "yaml"),
         "",
         f"Seed: {'not recorded' if facts.seed is None else facts.seed}.",
         "",

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from luthier.core import Card, Needs, Reward, Row, component
-from luthier.core.errors import Refused
+from luthier.core.errors import Refused, sentence
 
 CARD = Card(
     name="world reward",
@@ -31,6 +31,21 @@ CARD = Card(
     relatives=("reward.verifiers.exact",),
     mechanism="oracle",
 )
+WORLD = (3, 16, 16)
+"""(channels, height, width) of the world's images."""
+
+
+def fitting(which: str, shape: tuple[int, ...]) -> None:
+    """Raises Refused unless images of `shape` (C, H, W) have what the reward reads: colours, or the size of the world's images."""
+    if which == "brightness" or (which == "redness" and shape[0] == 3) or shape == WORLD:
+        return
+    required = (
+        "images with three channels"
+        if which == "redness"
+        else f"images of the world, {WORLD[0]} x {WORLD[1]} x {WORLD[2]}"
+    )
+    came = " x ".join(map(str, shape))
+    raise Refused(sentence(f"world_reward {which}", required, came, "Use brightness, or a model of lab:image"))
 
 
 @component(CARD)
@@ -41,9 +56,10 @@ class WorldReward(Reward):
     which: Literal["reader", "templates", "redness", "brightness", "utility"] = "reader"
 
     def bound(
-        self, rewards: Mapping[str, Callable[[Sequence[Row], Tensor], Tensor]]
+        self, rewards: Mapping[str, Callable[[Sequence[Row], Tensor], Tensor]], shape: tuple[int, ...]
     ) -> Callable[[Sequence[Row], Tensor], Tensor]:
-        """The reward itself, from what the world offers."""
+        """The reward itself, from what the world offers, for images of `shape` (C, H, W). Raises Refused where it has no meaning."""
+        fitting(self.which, shape)
         return rewards[self.which]
 
     def __call__(self, rows: Sequence[Row], completions: Any) -> Tensor:
