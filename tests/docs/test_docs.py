@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import doctest
 import importlib
-import importlib.util
 import os
 import re
 import shlex
@@ -15,8 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import generate
 import pytest
 import torch
+from generator import markdown, mechanisms, source, technique
 
 from luthier.catalogue.index import papers, serving, verdicts
 from luthier.core.config import load_yaml
@@ -44,25 +45,18 @@ def blocks(text, language):
     return [(info.strip(), code) for found, info, code in FENCE.findall(text) if found == language]
 
 
-def generator():
-    spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def generated():
-    return generator().pages()
+    return generate.pages()
 
 
 # ------------------------------------------------------------------ generated
 def test_every_component_has_a_page_with_all_of_its_card(generated):
     for entry in entries().values():
         page = generated[f"techniques/{entry.room}/{entry.short}.md"]
-        assert f"# {generator().plain(entry.card.name)}\n" in page
+        assert f"# {markdown.plain(entry.card.name)}\n" in page
         for text in (entry.card.cost, entry.card.use_when, *entry.card.limits, *entry.card.differs):
-            assert generator().plain(text) in page, (entry.id, text)
+            assert markdown.plain(text) in page, (entry.id, text)
         for parameter in entry.parameters:
             assert f"| `{parameter.name}` |" in page, (entry.id, parameter.name)
 
@@ -100,7 +94,6 @@ def test_the_index_of_papers_names_all_of_them_and_what_serves_each(generated):
 
 
 def test_verdicts_are_shown_with_their_numbers_and_changed_code_is_told(monkeypatch):
-    page = generator()
     entry = entries()["objectives.preference.dpo"]
     result = {
         "expect": "dpo > a",
@@ -113,7 +106,7 @@ def test_verdicts_are_shown_with_their_numbers_and_changed_code_is_told(monkeypa
     found = {"claim": "dpo", "says": "It helps.", "world": "a tree", "seeds": [0, 1, 2, 3, 4], "result": result, "also": [],
              "note": "", "seconds": 3.5, "versions": {"luthier": "0.1.0"}, "hashes": {"component": "0" * 16}}  # fmt: skip
     monkeypatch.setattr("luthier.catalogue.index.verdicts", lambda: {"dpo": found})
-    text = page.verdict_lines(entry)
+    text = technique.verdict_lines(entry)
     assert "| **holds** | `dpo > a` | reward | +0.25 | [+0.125, +0.375] |" in text
     assert "component has changed" in text
 
@@ -123,7 +116,7 @@ def test_the_site_builds_strictly_and_asks_for_nothing_from_elsewhere(tmp_path):
         pytest.importorskip(needed, reason="the site needs the docs extra")
     shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("techniques", "papers.md", "__pycache__"))
     shutil.copy(ROOT / "mkdocs.yml", tmp_path)
-    made = generator().write(tmp_path / "docs")
+    made = generate.write(tmp_path / "docs")
     done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "-s", "-q", "-d", "site"], cwd=tmp_path, text=True,
                           capture_output=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -165,15 +158,15 @@ def test_the_matrix_of_compositions_is_what_the_check_says(generated):
 
 def test_the_table_of_mechanisms_is_that_of_the_source():
     page = (DOCS / "architecture.md").read_text(encoding="utf-8")
-    assert generator().with_mechanisms(page) == page, "docs/architecture.md is stale: run `make docs`"
-    members = re.findall(r"(\w+) \(\d+\)", generator().mechanisms())
+    assert mechanisms.with_mechanisms(page) == page, "docs/architecture.md is stale: run `make docs`"
+    members = re.findall(r"(\w+) \(\d+\)", mechanisms.mechanisms())
     assert {e.short for e in entries().values() if e.card.mechanism} <= set(members)
     with pytest.raises(ValueError, match="requires the marks"):
-        generator().with_mechanisms("# A page without them")
+        mechanisms.with_mechanisms("# A page without them")
 
 
 def test_examples_of_the_generator_run():
-    assert doctest.testmod(generator()) == (0, 4)
+    assert doctest.testmod(source) == (0, 4)
 
 
 # -------------------------------------------------------------------- written

@@ -5,14 +5,11 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from luthier.core.registry import entries
-
-SRC = Path(__file__).resolve().parents[2] / "src" / "luthier"
-FILES = sorted(SRC.rglob("*.py"))
+from tests.house.source import FILES, SRC, other_tests, parsed
 
 
 def functions(tree: ast.AST) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -27,7 +24,7 @@ def test_no_file_is_longer_than_600_lines_and_no_technique_than_250():
 
 
 def test_no_function_is_longer_than_60_lines():
-    bad = [f"{p.relative_to(SRC)}:{f.lineno} {f.name}" for p in FILES for f in functions(ast.parse(p.read_text(encoding="utf-8")))
+    bad = [f"{p.relative_to(SRC)}:{f.lineno} {f.name}" for p in FILES for f in functions(parsed(p))
            if (f.end_lineno or 0) - f.lineno + 1 > 60]  # fmt: skip
     assert not bad, bad
 
@@ -35,7 +32,7 @@ def test_no_function_is_longer_than_60_lines():
 def test_every_function_is_typed():
     bad = []
     for path in FILES:
-        for f in functions(ast.parse(path.read_text(encoding="utf-8"))):
+        for f in functions(parsed(path)):
             arguments = [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs]
             missing = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
             if missing or f.returns is None:
@@ -46,7 +43,7 @@ def test_every_function_is_typed():
 def test_every_public_name_is_documented():
     bad = []
     for path in FILES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = parsed(path)
         if path.name != "__init__.py" and not ast.get_docstring(tree):
             bad.append(f"{path.relative_to(SRC)}: module")
         for node in tree.body:
@@ -82,10 +79,7 @@ class TestEveryTechnique:
             )
 
     def test_has_a_test_that_names_it(self, entry):
-        tests = Path(__file__).resolve().parents[1]
-        assert any(
-            entry.short in p.read_text(encoding="utf-8") for p in tests.rglob("test_*.py") if p.parent.name != "house"
-        )
+        assert entry.short in other_tests()
 
 
 def _normal(annotation):
@@ -96,7 +90,7 @@ def test_body_copies_are_under_one_percent():
     seen: dict[str, int] = {}
     total = copied = 0
     for path in FILES:
-        for f in functions(ast.parse(path.read_text(encoding="utf-8"))):
+        for f in functions(parsed(path)):
             body = [n for n in f.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
             lines = (f.end_lineno or 0) - f.lineno
             total += lines

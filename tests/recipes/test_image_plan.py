@@ -15,6 +15,7 @@ from luthier.train.loop import Loop
 from luthier.train.memory import PeakMemory
 from tests.recipes.image_parts import digits, dit_folder, stable_folder
 
+REWARD = {"reward": {"world_reward": {"which": "brightness"}}}
 IMAGES = {
     "full": {},
     "micro": {"train": {"micro": 3}},
@@ -22,6 +23,13 @@ IMAGES = {
     "ema": {"regularise": ["ema"]},
     "lora": {"adapt": {"lora": {"rank": 2}}},
     "reference": {"objective": "consistency_distillation"},
+    "draft": {"objective": {"draft": {"steps": 4, "last": 2}}, **REWARD},
+    "ddpo": {"objective": {"ddpo": {"steps": 4}}, **REWARD},
+    "dpok": {"objective": {"dpok": {"steps": 4}}, **REWARD},
+    "prdp": {"objective": {"prdp": {"steps": 4}}, **REWARD},
+    "adjoint matching": {"objective": {"adjoint_matching": {"steps": 4}}, **REWARD},
+    "vct": {"objective": "vct"},
+    "dreambooth": {"objective": {"dreambooth": {"prior": "3", "images": 6}}},
     "stable": {},
     "stable lora": {"adapt": {"lora": {"rank": 2, "sites": "*to_q"}}},
 }
@@ -66,6 +74,17 @@ def test_an_image_recipe_costs_what_its_plan_says(place, name):
     assert told.memory_bytes == pytest.approx(peak, rel=0.2)
     assert (told.trained, told.rows, told.unit) == (described["trained"], len(prepared.feed), "images")
     assert "8 images a step" in told.lines()[0]
+
+
+def test_the_plan_of_the_image_world_with_a_new_word_is_what_a_run_makes():
+    plain = parse({"model": "lab:image", "data": {"train": "lab:image/flag", "rows": 5, "test_rows": 4}, "sampling": {"steps": 2},
+                   "adapt": [{"lora": {"rank": 2}}, {"textual_inversion": {"word": "flag", "like": "square"}}],
+                   "objective": "dco", "train": {"steps": 2, "batch": 4, "lr": 1e-3}})  # fmt: skip
+    told, prepared = plan(plain), prepare(plain)
+    forwards, peak = measured(prepared)
+    assert {k: v for k, v in told.forwards.items() if v} == forwards == {"policy": 2, "reference": 2}
+    assert told.memory_bytes == pytest.approx(peak, rel=0.2)
+    assert told.trained == prepared.policy.attached.describe()["trained"]
 
 
 def own_handles(entry):

@@ -30,7 +30,8 @@ def test_a_pipeline_trains_samples_and_is_written_back(tmp_path, kind, adapt):
         plain["data"] |= {"drop_condition": 0.0}
     finished = run(parse(plain), tmp_path / "run")
     assert all(c["loss"] > 0 for c in finished.outcome.curves)
-    assert finished.outcome.curves[0]["tokens"] == 8
+    assert finished.outcome.curves[0]["images"] == 8
+    assert finished.outcome.cost["train_images"] == 32
     again = load_denoiser(str(tmp_path / "run" / "model"))
     x, t = torch.randn(2, *again.shape), torch.tensor([0.3, 0.9])
     live, condition = (

@@ -172,6 +172,7 @@ OTHER = {
         "train": "y",
         "test": "t",
         "old": "o",
+        "mix": "largest",
         "rows": 5,
         "test_rows": 5,
         "holdout": 0.2,

@@ -9,7 +9,7 @@ from torch import nn
 from luthier.core import Context
 from luthier.core.errors import Refused
 from luthier.core.files import write_tensors
-from luthier.recipes.recipe import parse
+from luthier.recipes.recipe import parse, recipe_faults
 from luthier.recipes.run import run
 from luthier.regularise.representation.concept_ablation import (
     ConceptAblation,
@@ -50,7 +50,7 @@ def test_the_gradient_in_front_has_no_part_along_the_directions():
 def test_only_training_passes_are_projected_and_the_end_takes_it_off():
     model = llama()
     plain, d = logits(model), torch.randn(2, 32, generator=G)
-    hook = ConceptAblation()
+    hook = ConceptAblation(directions="given here")
     assert hook.wear(model, {"block.0": d}) == 2
     assert torch.equal(logits(model), plain)
     model.train()
@@ -86,14 +86,23 @@ def test_in_a_recipe(tmp_path):
     assert all(not m._forward_hooks for m in done.prepared.policy.view.module.modules())
 
 
+def test_a_recipe_without_directions_is_refused_by_the_check_of_its_keys():
+    plain = {"model": "lab:language", "data": "lab:language/rotate"}
+    told = "regularise.concept_ablation: requires the parameter 'directions', which is not given"
+    assert told in recipe_faults({**plain, "regularise": "concept_ablation"})
+    assert any(
+        "at least 1" in f for f in recipe_faults({**plain, "regularise": {"concept_ablation": {"directions": ""}}})
+    )
+
+
 def test_what_cannot_be_is_refused():
-    with pytest.raises(Refused, match="a file of directions; got none"):
-        ConceptAblation().start(Context(0, 1, 0, nn.Linear(1, 1)))
+    with pytest.raises(Refused, match=r"a file of directions; got 'none\.safetensors', which is none"):
+        ConceptAblation(directions="none.safetensors").start(Context(0, 1, 0, nn.Linear(1, 1)))
     with pytest.raises(Refused, match="2 independent directions"):
         basis(torch.ones(2, 3))
     with pytest.raises(Refused, match=r"n one of \[0, 1\]; got 'block.7'"):
-        ConceptAblation().wear(llama(), {"block.7": torch.ones(1, 32)})
+        ConceptAblation(directions="given here").wear(llama(), {"block.7": torch.ones(1, 32)})
     model = llama().train()
-    ConceptAblation().wear(model, {"block.0": torch.ones(1, 5)})
+    ConceptAblation(directions="given here").wear(model, {"block.0": torch.ones(1, 5)})
     with pytest.raises(Refused, match="directions of width 32; got width 5"):
         logits(model)

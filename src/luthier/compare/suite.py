@@ -17,7 +17,7 @@ from luthier.core.config import build_section, section_faults
 from luthier.core.errors import ConfigError, sentence, unknown
 from luthier.core.registry import entries
 from luthier.recipes.recipe import Data, override, recipe_faults
-from luthier.recipes.rows import Rows, file_rows, is_world, kind_after, world_rows
+from luthier.recipes.rows import Rows, is_world, kind_after, training_rows, world_rows
 
 STEPS, BATCH, RATE = 240, 16, 2e-4
 SPARE = (("teacher",), ("reward",), ("data", "retain"), ("data", "topk"))
@@ -204,8 +204,8 @@ def _kind(name: str, suite: Suite, plain: Plain) -> tuple[Rows, str]:
     data: Data = build_section(Data, given)
     rows = (
         world_rows(data.train, "train", data.rows or 512, 0, data.noise)
-        if is_world(data.train)
-        else file_rows(data.train, data)
+        if isinstance(data.train, str) and is_world(data.train)
+        else training_rows(data)
     )
     kind = kind_after(rows, data.steps)
     if kind not in suite.baselines:

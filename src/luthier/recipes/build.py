@@ -31,10 +31,13 @@ from luthier.core.registry import find
 from luthier.core.signals import base_signals, split
 from luthier.models.generation import Sampling
 from luthier.models.language import LanguageModule, LanguageView
+from luthier.recipes.mixing import mixture_of
+from luthier.recipes.model_check import world_faults
 from luthier.recipes.recipe import Recipe, samples
 from luthier.recipes.rows import Rows, Splits, advice, kind_after, load_splits, retained
 from luthier.train.feed import Feed, RowFeed
 from luthier.train.loop import Event, Job
+from luthier.train.mixture import Mixture
 from luthier.train.policy import Policy
 
 
@@ -229,8 +232,12 @@ def model_source(recipe: Recipe) -> str:
     if recipe.model.startswith("lab:"):
         from luthier.lab.language import World
 
+        if faults := world_faults(recipe.model):
+            raise ConfigError(faults)
         if recipe.model != "lab:language":
-            raise ConfigError(f"model: unknown world {recipe.model!r}; known: lab:language")
+            raise ConfigError(
+                sentence("model", "a language model here", f"{recipe.model}, a world of images", "Use lab:language")
+            )
         return str(World().model_folder())
     return recipe.model
 
@@ -280,6 +287,8 @@ def prepare_text(recipe: Recipe, out: Path | None, on_event: Event | None, accel
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     encoded = encode_training(splits.train, kind, tokenizer, recipe.data, model.config)
     notes += encoded.report.lines() if hasattr(encoded.report, "lines") else [str(encoded.report)]
+    mixture, told = mixture_of(recipe, splits.train, encoded, kind)
+    notes += told
     attached = attach_all(model, parts.adapt, recipe.seed)
     if accelerator is not None:
         model.to(accelerator.device)
@@ -287,7 +296,7 @@ def prepare_text(recipe: Recipe, out: Path | None, on_event: Event | None, accel
     policy = Policy(view, attached, _teacher(recipe), tokenizer)
     text = renderer(tokenizer, recipe.data, model.config)
     notes += _fit_test(splits, parts, text)
-    feed = _feed(recipe, parts, kind, encoded, policy, splits, text)
+    feed = _feed(recipe, parts, kind, encoded, policy, splits, text, mixture)
     identity = f"{recipe.identity}:{splits.train.fingerprint}"
     handles: dict[str, Any] = {"tokenizer": tokenizer}
     if (kept := retained(recipe.data, recipe.seed)) is not None:
@@ -333,7 +342,8 @@ def _teacher(recipe: Recipe) -> Any:
     return LanguageView(LanguageModule(load_causal_lm(recipe.teacher, recipe.dtype)))
 
 
-def _feed(recipe: Recipe, parts: Parts, kind: str, encoded: Any, policy: Policy, splits: Splits, text: Any) -> Feed:
+def _feed(recipe: Recipe, parts: Parts, kind: str, encoded: Any, policy: Policy, splits: Splits, text: Any,
+          mixture: Mixture | None) -> Feed:  # fmt: skip
     train, pad_id = recipe.train, int(policy.tokenizer.pad_token_id)
     rows = [splits.train.rows[e[0].row] for e in encoded.examples]
     if kind == "group":
@@ -356,11 +366,11 @@ def _feed(recipe: Recipe, parts: Parts, kind: str, encoded: Any, policy: Policy,
         return RolloutFeed(policy, [list(e[0].ids) for e in encoded.examples], rows, parts.reward,
                            _advantage(parts.objective), recipe.rollout.group, train.batch, recipe.seed,
                            recipe.rollout.max_new, recipe.rollout.temperature, train.micro, recipe.rollout.reuse, text.stop,
-                           pad_id, whole=whole)  # fmt: skip
+                           pad_id, whole=whole, mixture=mixture)  # fmt: skip
     width = packing_of(recipe, policy.view.module.packs)
     columns = {k: torch.tensor(v) for k, v in encoded.columns.items()}
     feed = RowFeed(encoded.examples, kind, encoded.parts, pad_id, train.batch, recipe.seed, train.micro, width, columns,
-                   meta=rows)  # fmt: skip
+                   meta=rows, mixture=mixture)  # fmt: skip
     feed.tables = _taught(recipe, parts.objective, policy, feed)
     return feed if recipe.loop is None else _over_rows(recipe, kind, policy, feed)
 
@@ -387,8 +397,8 @@ def _taught(recipe: Recipe, objective: Objective, policy: Policy, feed: RowFeed)
         found = TopK.load(Path(recipe.data.topk))
     elif isinstance(policy.teacher, LanguageView):
         device = next(policy.teacher.module.parameters()).device
-        found = teacher_topk(policy.teacher, (feed.collate([r]).to(device) for r in range(len(feed))), asked)
-        policy.forwards["teacher"] = policy.forwards.get("teacher", 0) + len(feed)
+        found = teacher_topk(policy.teacher, (feed.collate([r]).to(device) for r in range(len(feed.examples))), asked)
+        policy.forwards["teacher"] = policy.forwards.get("teacher", 0) + len(feed.examples)
     else:
         raise Refused(sentence(objective.name, "a teacher's words at each token", "neither a teacher nor a file",
                                "Name a `teacher`, or a file of luthier.models.topk in data.topk"))  # fmt: skip
@@ -472,7 +482,7 @@ def cache_reference(prepared: Prepared) -> int:
     if visited <= len(feed) and cheap:
         return 0
     size = recipe.train.micro or recipe.train.batch
-    order = sorted(range(len(feed)), key=lambda r: (sum(len(p.ids) for p in feed.examples[r]), r))
+    order = sorted(range(len(feed.examples)), key=lambda r: (sum(len(p.ids) for p in feed.examples[r]), r))
     held: dict[int, tuple[torch.Tensor, ...]] = {}
     device = next(prepared.policy.view.wrapped.parameters()).device
     passes = 0
@@ -484,7 +494,7 @@ def cache_reference(prepared: Prepared) -> int:
         for i, row in enumerate(rows):
             held[row] = tuple(_trained(got[p][i], feed.examples[row][p]) for p in range(len(feed.parts)))
     prepared.policy.forwards["reference"] = prepared.policy.forwards.get("reference", 0) + passes
-    feed.reference = [held[r] for r in range(len(feed))]
+    feed.reference = [held[r] for r in range(len(feed.examples))]
     return passes
 
 

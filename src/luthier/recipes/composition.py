@@ -30,14 +30,16 @@ SLOTS: Mapping[str, tuple[str, ...]] = {
         "diffusion.personalise.",
     ),
     "regularise": ("regularise.", "optim.gradients.", "optim.averages."),
+    "optimiser": ("optim.rules.",),
+    "schedule": ("optim.schedules.",),
 }
-"""Where the techniques of a slot lie."""
+"""Where the techniques of a slot lie; those of another slot are all of its room."""
 ALL = tuple(kind for kinds in KINDS.values() for kind in kinds)
 OF_TEXT = ("token_", "logits", "logp", "topk_")
 
 
 def techniques(slot: str) -> list[Entry]:
-    """All techniques of the index for a slot: "adapt", "objective" or "regularise"."""
+    """All techniques of the index for a slot of SLOTS."""
     return [e for e in entries().values() if e.id.startswith(SLOTS[slot])]
 
 

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from luthier.core.errors import DataError, Refused, sentence
 from luthier.models.encode import Encoded
-from luthier.models.encoder import EncoderModule
+from luthier.models.encoder import EncoderModule, LoadedEncoder
+from luthier.recipes.mixing import mixture_of
 from luthier.recipes.recipe import Recipe
 from luthier.recipes.rows import Row, Rows
+from luthier.train.feed import RowFeed
 
 BATCH = 64
 """Texts in one pass while measuring."""
@@ -90,6 +92,21 @@ def encode_pairs(rows: Rows, tokenizer: Any, limit: int, truncation: str) -> Enc
         f"{len(long)} rows have texts of more than {limit} tokens and are {'left out' if truncation == 'drop' else 'cut'}"
     ]
     return EncodedPairs(examples, parts, told if long else [])
+
+
+def limit_of(recipe: Recipe, loaded: LoadedEncoder) -> int:
+    """Tokens that a text may have: the encoder's limit, or the recipe's where it is lower."""
+    return min(loaded.limit, recipe.data.max_length or loaded.limit)
+
+
+def pair_feed(recipe: Recipe, train: Rows, loaded: LoadedEncoder) -> tuple[EncodedPairs, RowFeed]:
+    """Training rows as tokens and as batches, without a guide's columns. Raises DataError as `encode_pairs` does."""
+    encoded = encode_pairs(train, loaded.tokenizer, limit_of(recipe, loaded), recipe.data.truncation)
+    mixture, told = mixture_of(recipe, train, encoded, "pairs")
+    encoded.notes += told
+    feed = RowFeed(encoded.examples, "pairs", encoded.parts, int(loaded.tokenizer.pad_token_id), recipe.train.batch,
+                   recipe.seed, mixture=mixture)  # fmt: skip
+    return encoded, feed
 
 
 def guide_columns(rows: Sequence[Row], parts: Sequence[str], recipe: Recipe, needs: Sequence[str]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from luthier.core import MeasureContext, Reading
 from luthier.core.errors import Refused, sentence
 from luthier.models.denoiser import LoadedDenoiser, load_denoiser
+from luthier.models.pipelines import pixel_shape
 from luthier.recipes.build import Prepared, attach_all, build_parts, named_measures
 from luthier.recipes.image_check import IMAGE_WORLD as WORLD
 from luthier.recipes.image_runs import png
@@ -49,7 +50,7 @@ class Images:
     def prepare(self, recipe: Recipe, out: Path | None, on_event: Any, accelerator: Any) -> Prepared:
         """Load, encode, attach: everything up to the first step."""
         parts = build_parts(recipe)
-        kind = batch_kind(parts.objective)
+        kind, source = batch_kind(parts.objective), recipe.data.image_source
         loaded = load_denoiser(source_of(recipe), recipe.dtype)
         if recipe.train.threads:
             torch.set_num_threads(recipe.train.threads)
@@ -58,15 +59,17 @@ class Images:
         attached = attach_all(
             loaded.module, parts.adapt, recipe.seed, beside
         )  # before captions are read: it may add words
-        train = pictures(recipe, data.train, "train", data.rows, loaded, kind, recipe.seed)
-        test = _test(recipe, train, loaded, kind)
+        train, test = training_pictures(recipe, loaded, kind)
+        if test is None:
+            test = pictures(recipe, data.image_test or source, "test", data.test_rows or 100, loaded, kind, 0)
         if accelerator is not None:
             loaded.module.to(accelerator.device)
         view = view_of(loaded)
-        policy = Policy(view, attached, _teacher(recipe))
+        teacher = teacher_of(recipe)
+        policy = Policy(view, attached, None if teacher is None else view_of(teacher))
         policy.handles = {**handles_of(recipe, parts, policy, loaded), **beside}
         draw = drawer(recipe, view.path, loaded, {"reference": policy.handle("reference"), **beside})
-        subject = ImageSubject(view, draw, loaded.module.conditioner.tokens, *codec_of(loaded), read=_reader(data.test or data.train),
+        subject = ImageSubject(view, draw, loaded.module.conditioner.tokens, *codec_of(loaded), read=_reader(data.image_test or source),
                                off=attached.disabled)  # fmt: skip
         feed = feed_of(recipe, train, loaded, parts.objective)
         train.notes += draw_prior(feed, subject, next(loaded.module.parameters()).device)
@@ -107,9 +110,10 @@ class ImageKit:
         return out
 
     def context(self, prepared: Prepared, cost: Mapping[str, float]) -> MeasureContext:
-        """Handles of image measures: the world's reader where there is one, the test images, the cost."""
+        """Handles of image measures: the world's reader and the recipe's reward where there are such, test images, the cost."""
         images = tuple(as_floats(part) for part in self.test.images)
-        handles = {"images": images, "read": self.subject.read}
+        reward = prepared.policy.handles.get("reward")
+        handles = {"images": images, "read": self.subject.read, "reward": getattr(reward, "reward", None)}
         return MeasureContext(prepared.recipe.seed, cost=dict(cost), handles=handles)
 
     def faults(self, prepared: Prepared) -> list[str]:
@@ -147,15 +151,15 @@ def fits(measure: Any) -> bool:
     return IMAGE_TAG in measure.needs.batch or measure.id.startswith("measure.cost.")
 
 
-def _test(recipe: Recipe, train: Pictures, loaded: LoadedDenoiser, kind: str) -> Pictures:
-    """Test images: a source of their own, a world's test split, or a share of the training images held out."""
-    data = recipe.data
-    if data.test is not None or data.train.startswith(WORLD):
-        return pictures(recipe, data.test or data.train, "test", data.test_rows or 100, loaded, kind, 0)
-    return held_out(recipe, train)
+def training_pictures(recipe: Recipe, loaded: LoadedDenoiser, kind: str) -> tuple[Pictures, Pictures | None]:
+    """(training images, the share of them held out for testing); None where a test source or the world gives others."""
+    data, source = recipe.data, recipe.data.image_source
+    train = pictures(recipe, source, "train", data.rows, loaded, kind, recipe.seed)
+    elsewhere = data.image_test is not None or source.startswith(WORLD)
+    return train, None if elsewhere else _held_out(recipe, train)
 
 
-def held_out(recipe: Recipe, train: Pictures) -> Pictures:
+def _held_out(recipe: Recipe, train: Pictures) -> Pictures:
     """Take a share of the training images out for testing."""
     data = recipe.data
     kept, out = holdout(len(train.rows), data.holdout)
@@ -174,11 +178,11 @@ def _reader(source: str) -> Any:
     return reader(source)
 
 
-def _teacher(recipe: Recipe) -> Any:
-    """Another pipeline as the teacher, None without."""
+def teacher_of(recipe: Recipe, weights: bool = True) -> LoadedDenoiser | None:
+    """The recipe's other pipeline as the teacher, None without; weights: whether they are loaded."""
     if recipe.teacher is None:
         return None
-    return view_of(load_denoiser(source_of(replace(recipe, model=recipe.teacher)), recipe.dtype))
+    return load_denoiser(source_of(replace(recipe, model=recipe.teacher)), recipe.dtype, weights=weights)
 
 
 def handles_of(recipe: Recipe, parts: Any, policy: Any, loaded: LoadedDenoiser) -> dict[str, Any]:
@@ -192,7 +196,7 @@ def handles_of(recipe: Recipe, parts: Any, policy: Any, loaded: LoadedDenoiser) 
         if hasattr(reward, "bound"):
             from luthier.recipes.image_world import world_rewards
 
-            reward = reward.bound(world_rewards())
+            reward = reward.bound(world_rewards(), pixel_shape(loaded.folder))
         out["reward"] = ImageReward(reward, codec_of(loaded)[0])
     return out
 

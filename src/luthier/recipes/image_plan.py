@@ -11,9 +11,8 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from luthier.models.denoiser import LoadedDenoiser, load_denoiser
 from luthier.recipes.build import attach_all, build_parts
-from luthier.recipes.image_check import IMAGE_WORLD
-from luthier.recipes.image_kit import handles_of, held_out
-from luthier.recipes.images import batch_kind, brought, codec_of, feed_of, pictures, source_of, view_of
+from luthier.recipes.image_kit import handles_of, teacher_of, training_pictures
+from luthier.recipes.images import batch_kind, brought, codec_of, feed_of, source_of, view_of
 from luthier.recipes.plan import Plan
 from luthier.recipes.recipe import Recipe
 from luthier.recipes.walk import walk
@@ -23,24 +22,21 @@ from luthier.train.policy import Policy
 
 def plan_images(recipe: Recipe) -> Plan:
     """Predict the cost of training an image model; no weights are loaded and no image goes through a network."""
-    parts, data, fake = build_parts(recipe), recipe.data, fake_mode()
+    parts, fake = build_parts(recipe), fake_mode()
     kind = batch_kind(parts.objective)
     with fake:
         loaded = load_denoiser(source_of(recipe), recipe.dtype, weights=False)
+        own = brought(recipe, parts.objective, loaded)
+        attached = attach_all(loaded.module, parts.adapt, recipe.seed, own)  # before captions: it may add words
     bare = replace(loaded, codec=None)
-    train = pictures(recipe, data.train, "train", data.rows, bare, kind, recipe.seed)
-    if data.test is None and not data.train.startswith(IMAGE_WORLD):
-        held_out(recipe, train)
+    train, _ = training_pictures(recipe, bare, kind)
     train.images = tuple(torch.zeros(()).expand(len(train.rows), *loaded.shape) for _ in train.images)
     feed = feed_of(recipe, train, loaded, parts.objective)
     micros = feed.micros(0)
 
     def make() -> tuple[Policy, tuple[nn.Module, ...]]:
-        own = brought(recipe, parts.objective, loaded)
-        attached = attach_all(loaded.module, parts.adapt, recipe.seed, own)
         beside = [loaded.codec.vae] if loaded.codec is not None else []
-        teacher = None if recipe.teacher is None else load_denoiser(
-            source_of(replace(recipe, model=recipe.teacher)), recipe.dtype, weights=False)  # fmt: skip
+        teacher = teacher_of(recipe, weights=False)
         with unset_fake_temporarily():
             policy = Policy(view_of(loaded), attached, None if teacher is None else view_of(teacher))
             policy.handles = {**handles_of(recipe, replace(parts, reward=None), policy, loaded), **own}

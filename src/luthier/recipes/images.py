@@ -19,6 +19,7 @@ from luthier.core.protocols import Row
 from luthier.models.denoiser import DenoiserView, LoadedDenoiser
 from luthier.models.pipelines import pixel_shape
 from luthier.recipes.image_check import IMAGE_WORLD as WORLD
+from luthier.recipes.image_check import PROMPT_FILES
 from luthier.recipes.recipe import Recipe
 from luthier.train.images import ImageFeed, Prior
 
@@ -201,7 +202,7 @@ def _files(recipe: Recipe, source: str, shape: tuple[int, int, int], n: int, kin
     from luthier.data.formats._images import load_images, load_prompts
 
     data = recipe.data
-    if kind == "image_prompts" and Path(source).suffix in (".jsonl", ".csv", ".parquet", ".txt"):
+    if kind == "image_prompts" and Path(source).suffix in PROMPT_FILES:
         rows, told, mark = load_prompts(source, data.fields)
         made = Pictures((), ("image",), rows, {}, kind, told, mark, source)
     elif kind == "image_preference":

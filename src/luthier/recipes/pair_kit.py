@@ -13,12 +13,11 @@ from luthier.core import MeasureContext, Reading
 from luthier.core.errors import Refused, sentence
 from luthier.models.encoder import EncoderView, LoadedEncoder, copy_beside, load_encoder
 from luthier.recipes.build import Prepared, attach_all, build_parts, named_measures
-from luthier.recipes.embeddings import EmbeddingSubject, encode_pairs, guide_columns
+from luthier.recipes.embeddings import EmbeddingSubject, guide_columns, limit_of, pair_feed
 from luthier.recipes.pair_rows import paired, reading_pairs
 from luthier.recipes.plan import Plan
 from luthier.recipes.recipe import Recipe
 from luthier.recipes.rows import Rows, load_splits
-from luthier.train.feed import RowFeed
 from luthier.train.loop import Job
 from luthier.train.policy import Policy
 
@@ -33,7 +32,7 @@ class Pairs:
         parts = build_parts(recipe)
         _check(recipe, accelerator)
         splits = load_splits(reading_pairs(recipe.data), recipe.seed)
-        test = Rows(list(splits.test), "pairs", "", "", recipe.data.test or recipe.data.train)
+        test = Rows(list(splits.test), "pairs", "", "", recipe.data.test or recipe.data.source)
         notes = [
             splits.train.statement,
             *splits.train.notes,
@@ -47,22 +46,19 @@ class Pairs:
         model: Any = loaded.module.model
         if recipe.train.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        limit = min(loaded.limit, recipe.data.max_length or loaded.limit)
-        encoded = encode_pairs(splits.train, loaded.tokenizer, limit, recipe.data.truncation)
+        encoded, feed = pair_feed(recipe, splits.train, loaded)
         notes += encoded.notes
         if len(encoded.examples) < recipe.train.batch:
             raise Refused(sentence("train.batch", f"at most the {len(encoded.examples)} rows, so that no row is its own negative",
                                    str(recipe.train.batch), "Lower it"))  # fmt: skip
-        columns = guide_columns(splits.train.rows, encoded.parts, recipe, parts.objective.needs.signals)
+        feed.columns = guide_columns(splits.train.rows, encoded.parts, recipe, parts.objective.needs.signals)
         attached = attach_all(model, parts.adapt, recipe.seed)
         if accelerator is not None:
             model.to(accelerator.device)
         policy = Policy(EncoderView(loaded.module), attached, None, loaded.tokenizer)
-        feed = RowFeed(encoded.examples, "pairs", encoded.parts, int(loaded.tokenizer.pad_token_id), recipe.train.batch, recipe.seed,
-                       columns=columns)  # fmt: skip
         job = Job(policy, parts.objective, feed, recipe.train, parts.optimiser, parts.schedule, parts.hooks, recipe.seed, out,
                   f"{recipe.identity}:{splits.train.fingerprint}", accelerator, on_event)  # fmt: skip
-        subject = EmbeddingSubject(loaded.module, loaded.tokenizer, limit, attached.disabled)
+        subject = EmbeddingSubject(loaded.module, loaded.tokenizer, limit_of(recipe, loaded), attached.disabled)
         return Prepared(recipe, parts, splits, encoded, policy, feed, job, notes, PairKit(loaded, subject))
 
     def plan(self, recipe: Recipe) -> Plan:

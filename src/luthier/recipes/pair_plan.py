@@ -6,13 +6,12 @@ import torch
 
 from luthier.models.encoder import EncoderView, load_encoder
 from luthier.recipes.build import attach_all, build_parts
-from luthier.recipes.embeddings import encode_pairs
+from luthier.recipes.embeddings import pair_feed
 from luthier.recipes.pair_rows import paired, reading_pairs
 from luthier.recipes.plan import Plan
 from luthier.recipes.recipe import Recipe
 from luthier.recipes.rows import load_splits
 from luthier.recipes.walk import walk
-from luthier.train.feed import RowFeed
 from luthier.train.memory import fake_mode
 from luthier.train.policy import Policy
 
@@ -24,13 +23,10 @@ def plan_pairs(recipe: Recipe) -> Plan:
     notes = [splits.train.statement, *paired(splits.train, recipe.seed, "train")]
     with fake:
         loaded = load_encoder(recipe.model, recipe.dtype, weights=False)
-    limit = min(loaded.limit, recipe.data.max_length or loaded.limit)
-    encoded = encode_pairs(splits.train, loaded.tokenizer, limit, recipe.data.truncation)
+    encoded, feed = pair_feed(recipe, splits.train, loaded)
     width = int(loaded.module.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
     guided = any(n.startswith("guide_") for n in parts.objective.needs.signals)
-    columns = {f"guide_{p}": torch.zeros(len(encoded.examples), width) for p in encoded.parts if guided}
-    feed = RowFeed(encoded.examples, "pairs", encoded.parts, int(loaded.tokenizer.pad_token_id), train.batch, recipe.seed,
-                   columns=columns)  # fmt: skip
+    feed.columns = {f"guide_{p}": torch.zeros(len(encoded.examples), width) for p in encoded.parts if guided}
     steps = train.total_steps(len(feed))
     batches = [feed.micros(s)[0] for s in range(min(max(steps, 1), 64))]
     biggest = max(batches, key=lambda b: b.inputs["input_ids"].numel())

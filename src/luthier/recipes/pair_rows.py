@@ -32,7 +32,7 @@ def is_pairs(objective: Any) -> bool:
 
 def reading_pairs(data: Data) -> Data:
     """The data section with its files read as pairs. Raises DataError for a world, which has none."""
-    for source in (data.train, data.test):
+    for source in (data.train if isinstance(data.train, str) else None, data.test):
         if source is not None and (is_world(source) or source.startswith("lab:")):
             raise DataError(
                 sentence(f"data {source}", "files with pairs of texts for this objective", "a lab world", "Name a file")

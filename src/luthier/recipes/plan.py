@@ -24,12 +24,14 @@ from luthier.recipes.build import (
     select,
     words_asked,
 )
+from luthier.recipes.mixing import mixture_of
 from luthier.recipes.recipe import Recipe, samples
 from luthier.recipes.rows import load_splits
 from luthier.recipes.text import encode_training
 from luthier.recipes.timing import Timing, time_steps
 from luthier.recipes.walk import walk
 from luthier.train.feed import RowFeed
+from luthier.train.mixture import Mixture
 from luthier.train.policy import Policy
 
 
@@ -104,10 +106,12 @@ def plan_text(recipe: Recipe) -> Plan:
     select(recipe, splits.train, tokenizer)
     encoded = encode_training(splits.train, kind, tokenizer, recipe.data, config)
     train = recipe.train
+    mixture, told = mixture_of(recipe, splits.train, encoded, kind)
+    told = [splits.train.statement, *splits.train.notes, *encoded.report.lines(), *told]
     if kind == "group":
-        return _plan_group(recipe, parts, encoded, config, tokenizer)
+        return _plan_group(recipe, parts, encoded, config, mixture, told)
     feed = RowFeed(encoded.examples, kind, encoded.parts, int(tokenizer.pad_token_id), train.batch, recipe.seed, train.micro,
-                   packing_of(recipe, True), {k: torch.tensor(v) for k, v in encoded.columns.items()})  # fmt: skip
+                   packing_of(recipe, True), {k: torch.tensor(v) for k, v in encoded.columns.items()}, mixture=mixture)  # fmt: skip
     if words := words_asked(parts.objective):
         sizes = [e[0].trained for e in encoded.examples]
         feed.tables = {"topk_id": [torch.zeros(n, words, dtype=torch.long) for n in sizes],
@@ -127,20 +131,23 @@ def plan_text(recipe: Recipe) -> Plan:
     found = walk(recipe, parts, partial(_built, recipe, parts, config), biggest, several)
     forwards = found.forwards(steps, len(micros[0]))
     if cached:
-        forwards["reference"] = -(-len(feed) // (train.micro or train.batch))
+        forwards["reference"] = -(-len(feed.examples) // (train.micro or train.batch))
     if procedure is not None:
         forwards["embed"] = procedure.rounds * -(-len(feed) // (train.micro or train.batch))
     if words and recipe.data.topk is None:
-        forwards["teacher"] = len(feed)
+        forwards["teacher"] = len(feed.examples)
     tokens = sum(int((b.inputs["attention_mask"] != 0).sum()) for m in micros for b in m) / len(micros)
     return Plan(steps, len(feed), tokens, found.parameters, found.trained, forwards, found.peak, found.weights, found.optimiser,
-                "logits" in parts.objective.needs.signals, tuple(encoded.report.lines()))  # fmt: skip
+                "logits" in parts.objective.needs.signals, tuple(told))  # fmt: skip
 
 
-def _plan_group(recipe: Recipe, parts: Any, encoded: Any, config: Any, tokenizer: Any) -> Plan:
+def _plan_group(
+    recipe: Recipe, parts: Any, encoded: Any, config: Any, mixture: Mixture | None, told: list[str]
+) -> Plan:
     """Sampled batches: every completion is taken at its full length."""
     train, roll = recipe.train, recipe.rollout
-    steps = train.total_steps(len(encoded.examples))
+    rows = len(encoded.examples) if mixture is None else len(mixture)
+    steps = train.total_steps(rows)
     longest = max(len(e[0].ids) for e in encoded.examples) + roll.max_new
     size = train.micro or train.batch
     pairs = recipe.loop is not None and build_component(recipe.loop, "loops", "loop").gives == "preference"
@@ -166,9 +173,9 @@ def _plan_group(recipe: Recipe, parts: Any, encoded: Any, config: Any, tokenizer
     forwards = {**found.forwards(steps, each), "rollout": -(-steps // roll.reuse)}
     if roll.reuse > 1:
         forwards["old"] = -(-steps // roll.reuse) * each
-    return Plan(steps, len(encoded.examples), float(train.batch * longest), found.parameters, found.trained, forwards, found.peak,
+    return Plan(steps, rows, float(train.batch * longest), found.parameters, found.trained, forwards, found.peak,
                 found.weights, found.optimiser, "logits" in parts.objective.needs.signals,
-                ("tokens and memory are upper bounds: samples may end early",))  # fmt: skip
+                (*told, "tokens and memory are upper bounds: samples may end early"))  # fmt: skip
 
 
 def _built(recipe: Recipe, parts: Any, config: Any) -> tuple[Policy, Sequence[nn.Module]]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from luthier.models.loading import load_config, load_tokenizer
 from luthier.recipes.build import attach_all, build_adapt, build_objective, fit_kind, model_source, select
+from luthier.recipes.mixing import mixture_of
 from luthier.recipes.recipe import Recipe
 from luthier.recipes.rows import load_splits
 from luthier.recipes.text import encode_training
@@ -31,6 +32,7 @@ def encode_for_preview(recipe: Recipe) -> tuple[Any, Any, str]:
     config, tokenizer = load_config(source), load_tokenizer(recipe.tokenizer or source)
     told = select(recipe, splits.train, tokenizer)
     encoded = encode_training(splits.train, kind, tokenizer, recipe.data, config)
+    told += mixture_of(recipe, splits.train, encoded, kind)[1]
     return encoded, tokenizer, " ".join([splits.train.statement, *(f"{t}." for t in (*splits.train.notes, *told))])
 
 
@@ -39,16 +41,13 @@ def images_for_preview(recipe: Recipe, count: int) -> ImagePreview:
     from luthier.core.streams import stream
     from luthier.diffusion.schedules._path import level
     from luthier.models.denoiser import load_denoiser
-    from luthier.recipes.image_check import IMAGE_WORLD
-    from luthier.recipes.image_kit import held_out
-    from luthier.recipes.images import as_floats, batch_kind, codec_of, pictures, source_of, view_of
+    from luthier.recipes.image_kit import training_pictures
+    from luthier.recipes.images import as_floats, batch_kind, codec_of, source_of, view_of
 
-    objective, data = build_objective(recipe.objective), recipe.data
+    objective = build_objective(recipe.objective)
     loaded = load_denoiser(source_of(recipe), recipe.dtype)
     attach_all(loaded.module, build_adapt(recipe.adapt), recipe.seed)  # it may teach words
-    train = pictures(recipe, data.train, "train", data.rows, loaded, batch_kind(objective), recipe.seed)
-    if data.test is None and not data.train.startswith(IMAGE_WORLD):
-        held_out(recipe, train)
+    train, _ = training_pictures(recipe, loaded, batch_kind(objective))
     path, conditioner = view_of(loaded).path, loaded.module.conditioner
     times = times_of(objective, path)
     shown = []

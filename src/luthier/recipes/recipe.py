@@ -10,14 +10,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, MinLen
 
 from luthier.core.algebra import Sum, Weighted
 from luthier.core.config import as_dict, build_section, check_component, load_yaml, section_faults, value_faults
-from luthier.core.errors import ConfigError, nearest, unknown
+from luthier.core.errors import ConfigError, DataError, nearest, sentence, unknown
 from luthier.core.registry import Entry, entries, find
-from luthier.recipes.composition import inner, refusals
+from luthier.recipes.composition import SLOTS, inner, refusals
 from luthier.recipes.helpers import decode_model_faults
+from luthier.recipes.model_check import NAMED, world_faults
+from luthier.recipes.sources import list_faults, source_faults, sources_of
 from luthier.train.settings import Training
 
 
@@ -32,6 +34,8 @@ class Data:
     retain: rows of old skills for hooks that train on them (replay, bc_anchor, ewc), at most retain_rows of them; never those
     of `old`, which are measured: of a lab world its split train.
     topk: a file of a teacher's most probable words for these rows (luthier.models.topk).
+    train may also be a list of sources of texts, with weights (luthier.recipes.sources); mix: which of them ends a pass, the
+    smallest for its weight, so that no row comes twice in it, or the largest, so that every row comes.
     judge_on: which rows measures read: those of test, or "stop", rows for choosing that are neither trained on nor test rows (a
     world's split `stop`; of files, rows held out of training beside the test rows).
     train_on: which turns are trained. add_end: train an end token where no template writes one. template: a chat template,
@@ -40,12 +44,13 @@ class Data:
     without its condition, which guidance needs.
     """
 
-    train: str
+    train: str | list[Any]
     test: str | None = None
     old: str | list[str] | None = None
     retain: str | list[str] | None = None
     retain_rows: Annotated[int, Gt(0)] = 256
     topk: str | None = None
+    mix: Literal["smallest", "largest"] = "smallest"
     rows: Annotated[int, Ge(0)] = 0
     test_rows: Annotated[int, Ge(0)] = 100
     holdout: Annotated[float, Ge(0)] = 0.1
@@ -65,6 +70,35 @@ class Data:
     steps: list[Any] | None = None
     resize: Literal["error", "crop"] = "error"
     drop_condition: Annotated[float, Ge(0), Le(1)] = 0.1
+
+    @property
+    def source(self) -> str:
+        """The name of the training data, all names where there are several."""
+        return " + ".join(s.path for s in sources_of(self.train)) or str(self.train)
+
+    @property
+    def image_source(self) -> str:
+        """The one source of images; of a folder that holds train.npz, this file.
+
+        Raises DataError where `train` lists several, which is offered for texts alone.
+        """
+        if isinstance(self.train, str):
+            return _array_of(self.train, "train") or self.train
+        raise DataError(sentence("data.train", "one source of images", f"a list of {len(self.train)}",
+                                 "Put them into one folder, or name them in one table"))  # fmt: skip
+
+    @property
+    def image_test(self) -> str | None:
+        """Test images: the source named by `test`, or test.npz beside the train.npz of a folder. None: hold some out."""
+        if self.test is not None:
+            return _array_of(self.test, "test") or self.test
+        return _array_of(self.train, "test") if isinstance(self.train, str) and _array_of(self.train, "train") else None
+
+
+def _array_of(folder: str, split: str) -> str | None:
+    """The arrays of a split in a folder, if it has some."""
+    path = Path(folder).expanduser() / f"{split}.npz"
+    return str(path) if path.is_file() else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +133,7 @@ class ImageSampling:
 class Recipe:
     """One run. Component slots hold names or {name: parameters}, as in YAML; `recipes.build` constructs them."""
 
-    model: str
+    model: Annotated[str, MinLen(1)]
     data: Data
     objective: Any = "nll"
     adapt: Any = "full"
@@ -165,20 +199,8 @@ _SLOTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "measure": (("measure",), ()),
     "decode": (("decode",), ()),
 }
-_NESTED: Mapping[str, tuple[str, ...]] = {"data": ("steps",), "sampling": ("sampler", "guides")}
+_NESTED: Mapping[str, tuple[str, ...]] = {"data": ("steps", "train"), "sampling": ("sampler", "guides")}
 _LISTS = ("objective", "adapt", "regularise", "reward", "measure", "decode")
-_GROUPS: Mapping[str, tuple[str, ...]] = {
-    "objective": (
-        "objectives.",
-        "diffusion.train.",
-        "diffusion.consistency.",
-        "diffusion.align.",
-        "diffusion.personalise.",
-    ),
-    "regularise": ("regularise.", "optim.gradients.", "optim.averages."),
-    "optimiser": ("optim.rules.",),
-    "schedule": ("optim.schedules.",),
-}
 _KEY_TYPES: Mapping[str, str] = {"weight": "float", "sites": "str"}
 
 
@@ -209,7 +231,7 @@ def _place_faults(entry: Entry, slot: str, spec: Any, at: str) -> list[str]:
     given = next(iter(spec.values())) if isinstance(spec, Mapping) else None
     faults = [f for key in _SLOTS[slot][1] if isinstance(given, Mapping) and key in given
               for f in value_faults(_KEY_TYPES[key], given[key], f"{at}.{entry.short}.{key}")]  # fmt: skip
-    groups = _GROUPS.get(slot, ("",))
+    groups = SLOTS.get(slot, ("",))
     if not entry.id.startswith(groups):
         fit = sorted(e.short for e in entries().values() if e.id.startswith(groups))
         faults.append(f"{at}: requires one of {', '.join(fit)}; got {entry.id}. Put that into its own slot.")
@@ -223,6 +245,7 @@ def recipe_faults(plain: Any) -> list[str]:
     known = {f.name for f in fields(Recipe)}
     faults = [f"recipe: {_unknown_key(str(k), known)}" for k in plain if k not in known]
     faults += [f"recipe: requires the key {k!r}, which is not given" for k in ("model", "data") if k not in plain]
+    faults += [f for key in NAMED for f in world_faults(plain.get(key), key)]
     nested = (*_SECTIONS, *_SLOTS)
     shown = {k: v for k, v in plain.items() if k in known and k not in nested}
     faults += [f for f in section_faults(Recipe, shown, "") if "requires the key" not in f] + _not_finite(plain, "")
@@ -244,6 +267,8 @@ def recipe_faults(plain: Any) -> list[str]:
             faults.append(f"{slot}: requires one component; got a list of {len(value)}")
             continue
         named[slot] = slot_entries(slot, value, faults)
+    if isinstance(plain.get("data"), Mapping) and "train" in plain["data"]:
+        faults += source_faults(plain["data"]["train"]) + list_faults(plain)
     steps = plain["data"].get("steps") if isinstance(plain.get("data"), Mapping) else None
     if steps is not None and not isinstance(steps, list):
         faults.append(
@@ -336,9 +361,10 @@ def _idle_faults(plain: Mapping[str, Any], objectives: Iterable[Entry], hooks: I
     if retains and not (isinstance(data, Mapping) and data.get("retain")):
         return [f"{retains[0]} requires rows of old skills; the recipe names none. Add `data.retain: SOURCE`."]
     idle = []
-    rewarded = sampled or any("reward" in e.card.needs.handles for e in objectives)
+    judged = slot_entries("measure", plain["measure"], []) if plain.get("measure") else []
+    rewarded = sampled or any("reward" in e.card.needs.handles for e in (*objectives, *judged))
     if plain.get("reward") and not rewarded:
-        idle.append(("reward", "an objective or loop that asks for one (grpo, raft, draft)"))
+        idle.append(("reward", "an objective, loop or measure that asks for one (grpo, raft, draft, image_reward)"))
     if plain.get("rollout") and not sampled:
         idle.append(("rollout", "an objective or loop that samples (grpo, raft)"))
     if plain.get("teacher") and not taught:
@@ -377,18 +403,21 @@ def parse(plain: Mapping[str, Any]) -> Recipe:
     return Recipe(**values)
 
 
-def read(path: Path, sets: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The plain recipe in a YAML or JSON file, with dotted overrides applied. Raises ConfigError naming the place."""
+def read(path: Path, sets: Mapping[str, Any] | None = None, least: str = "`model` and `data`") -> dict[str, Any]:
+    """The plain recipe in a YAML or JSON file, with dotted overrides applied. Raises ConfigError naming the place.
+
+    least: the keys that no recipe of this kind can leave out, in words, for the sentence about an empty file.
+    """
     if not path.is_file():
         came = "a folder. Give a file in it." if path.is_dir() else "none. Check the path."
         raise ConfigError(f"recipe {path} requires an existing file; got {came}")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as fault:
-        raise ConfigError(f"recipe {path} requires readable UTF-8 text; got {fault}.") from fault
+        raise ConfigError(f"recipe {path} requires readable UTF-8 text; got {fault}. Save it as UTF-8.") from fault
     plain = load_yaml(text, str(path))
     if plain is None:
-        raise ConfigError(f"recipe {path} requires at least `model` and `data`; the file is empty.")
+        raise ConfigError(f"recipe {path} requires at least {least}; the file is empty.")
     if not isinstance(plain, dict):
         raise ConfigError(f"recipe {path} requires a mapping of keys; got {type(plain).__name__}.")
     override(plain, sets or {})

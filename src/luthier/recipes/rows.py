@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from luthier.core.component import Component
@@ -12,6 +13,7 @@ from luthier.core.errors import ConfigError, DataError, Refused, sentence, unkno
 from luthier.core.registry import find
 from luthier.core.streams import numpy_stream
 from luthier.recipes.recipe import Data
+from luthier.recipes.sources import Source, counts_of, pass_sentence, sources_of
 
 Row = Mapping[str, Any]
 WORLD = "lab:language"
@@ -19,7 +21,10 @@ WORLD = "lab:language"
 
 @dataclass
 class Rows:
-    """Rows of one source with their kind, the sentence that says how they were read, and their fingerprint."""
+    """Rows with their kind, the sentence that says how they were read, and their fingerprint.
+
+    sources, ends: where they come from several, these, and the number of the row behind the last one of each, as read.
+    """
 
     rows: list[Row]
     kind: str
@@ -29,11 +34,22 @@ class Rows:
     notes: list[str] = field(default_factory=list)
     loaded: Any = None
     places: list[int] | None = None
+    sources: tuple[Source, ...] = ()
+    ends: tuple[int, ...] = ()
 
     def where(self, row: int) -> str:
         """The place of a row in its file, for messages; rows may have been held out or selected since reading."""
         at = row if self.places is None else self.places[row]
         return self.loaded.where(at) if self.loaded is not None else f"row {at + 1}"
+
+    @property
+    def weighted(self) -> bool:
+        """Whether its sources have weights."""
+        return any(s.weight is not None for s in self.sources)
+
+    def origin(self, row: int) -> int:
+        """The number of the source that a row comes from; 0 where there is one."""
+        return bisect_right(self.ends, row if self.places is None else self.places[row]) if self.ends else 0
 
     def keep(self, index: Sequence[int]) -> None:
         """Keep only these rows, in this order."""
@@ -131,9 +147,43 @@ def file_rows(source: str, data: Data) -> Rows:
     return Rows(list(loaded.rows), loaded.kind, loaded.statement, loaded.fingerprint, str(source), loaded=loaded)
 
 
+def training_rows(data: Data) -> Rows:
+    """All rows of `data.train`, of one source or of several of one kind. Raises with the source's name."""
+    if isinstance(data.train, str):
+        return file_rows(data.train, data)
+    from luthier.data.formats import join
+
+    sources, read = sources_of(data.train), list[Rows]()
+    for i, one in enumerate(sources):
+        own = replace(
+            data, format=one.format or data.format, fields=one.fields or data.fields, split=one.split or data.split
+        )
+        try:
+            rows = file_rows(one.path, own)
+        except ConfigError as fault:
+            raise ConfigError(f"data.train[{i}] ({one.path}): {f}" for f in fault.faults) from fault
+        if one.rows and len(rows.rows) > one.rows:
+            rows.loaded = replace(rows.loaded, rows=rows.loaded.rows[: one.rows], statement=f"{rows.statement} The first "
+                                  f"{one.rows} of them are used (data.train[{i}].rows).")  # fmt: skip
+        read.append(rows)
+    loaded = join([r.loaded for r in read])
+    ends = [sum(len(r.loaded.rows) for r in read[: i + 1]) for i in range(len(read))]
+    return Rows(list(loaded.rows), loaded.kind, loaded.statement, loaded.fingerprint, loaded.path, loaded=loaded,
+                sources=sources, ends=tuple(ends))  # fmt: skip
+
+
+def passes(data: Data, train: Rows) -> list[str]:
+    """A sentence on what a pass holds of weighted sources, as far as reading tells: data.steps and lengths may change it."""
+    if not train.weighted:
+        return []
+    owners = [train.origin(i) for i in range(len(train.rows))]
+    sizes = [owners.count(i) for i in range(len(train.sources))]
+    return [pass_sentence(train.sources, sizes, counts_of(train.sources, sizes, data.mix))]
+
+
 def load_splits(data: Data, seed: int) -> Splits:
     """All rows that a recipe asks for. The seed of the data never depends on the arm."""
-    if is_world(data.train):
+    if isinstance(data.train, str) and is_world(data.train):
         from luthier.lab.language import World
 
         world = World()
@@ -149,24 +199,21 @@ def load_splits(data: Data, seed: int) -> Splits:
             )
 
         return Splits(train, test, old, verify, lambda row: world.truth(dict(row)) if "skill" in row else None)
-    train = file_rows(data.train, data)
+    train = training_rows(data)
     if data.rows and len(train.rows) > data.rows:
         train.notes.append(f"the first {data.rows} of {len(train.rows)} rows are used (data.rows)")
         train.rows = train.rows[: data.rows]
     if data.test is not None:
         test = file_rows(data.test, data).rows
     else:
-        kept, out = holdout(len(train.rows), data.holdout)
-        test = [train.rows[i] for i in out]
-        train.keep(kept)
-        train.notes.append(f"no test data given: {len(test)} rows held out of training (data.holdout)")
+        test, each = _held_out(train, data.holdout)
+        train.notes.append(f"no test data given: {len(test)} rows held out of training (data.holdout){each}")
     if data.judge_on == "stop":
-        kept, out = holdout(len(train.rows), data.holdout)
-        test = [train.rows[i] for i in out]
-        train.keep(kept)
-        train.notes.append(f"measured on {len(test)} more rows held out of training (data.judge_on: stop)")
+        test, each = _held_out(train, data.holdout)
+        train.notes.append(f"measured on {len(test)} more rows held out of training (data.judge_on: stop){each}")
     if data.test_rows and len(test) > data.test_rows:
-        test = test[: data.test_rows]
+        even = [i * len(test) // data.test_rows for i in range(data.test_rows)]  # so that no source is left out
+        test = [test[i] for i in even] if train.sources else test[: data.test_rows]
     old = [r for s in listed(data.old) for r in _source(s, data, seed).rows]
     return Splits(train, list(test), old)
 
@@ -206,6 +253,31 @@ def _cut(rows: Rows, n: int) -> Rows:
 def listed(old: str | Sequence[str] | None) -> list[str]:
     """One source or several as a list."""
     return [] if old is None else [old] if isinstance(old, str) else list(old)
+
+
+def _held_out(train: Rows, share: float) -> tuple[list[Row], str]:
+    """(rows taken out of training, how many of each source); of several sources the same share of each."""
+    if not train.sources:
+        kept, out = holdout(len(train.rows), share)
+    else:
+        total = len(holdout(len(train.rows), share)[1])
+        groups = [[i for i in range(len(train.rows)) if train.origin(i) == at] for at in range(len(train.sources))]
+        each = _apportioned(total, [len(group) for group in groups])
+        out = sorted(group[i] for group, n in zip(groups, each, strict=True) for i in holdout(len(group), n)[1])
+        kept = sorted(set(range(len(train.rows))) - set(out))
+    test, owners = [train.rows[i] for i in out], [train.origin(i) for i in out]
+    told = ", ".join(f"{owners.count(i)} of {s.path}" for i, s in enumerate(train.sources))
+    train.keep(kept)
+    return test, f": {told}" if told else ""
+
+
+def _apportioned(total: int, sizes: Sequence[int]) -> list[int]:
+    """`total` in proportion to sizes, by largest remainders; some of every size is left."""
+    exact = [total * n / max(sum(sizes), 1) for n in sizes]
+    out = [min(int(x), max(n - 1, 0)) for x, n in zip(exact, sizes, strict=True)]
+    for i in sorted(range(len(sizes)), key=lambda i: out[i] - exact[i]):
+        out[i] += sum(out) < total and out[i] + 1 < sizes[i]
+    return out
 
 
 def holdout(rows: int, share: float) -> tuple[list[int], list[int]]:
