@@ -28,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 PASSED: list[str] = []
+KEPT = "luthier/passed"
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -37,13 +38,19 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Write the counts, if they were asked for and nothing failed."""
-    target = session.config.getoption("--counts")
-    beside = hasattr(session.config, "workerinput")  # one of several processes: the first one counts for all
-    if target and exitstatus == 0 and not beside:
+    """Write the counts, if they were asked for and nothing failed; after `--lf` those of the run before count with them."""
+    config = session.config
+    target = config.getoption("--counts")
+    if not target or hasattr(config, "workerinput"):  # one of several processes: the first one counts for all
+        return
+    before = config.cache.get(KEPT, []) if config.getoption("lf") and config.cache else []
+    passed = sorted({*PASSED, *before})
+    if config.cache:
+        config.cache.set(KEPT, passed)
+    if exitstatus == 0:
         from tests.trust.counting import counts_of
 
-        plain = {"slow": bool(session.config.getoption("--slow")), "passed": len(PASSED), "counts": counts_of(PASSED)}
+        plain = {"slow": bool(config.getoption("--slow")), "passed": len(passed), "counts": counts_of(passed)}
         Path(target).write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
 
 
