@@ -156,6 +156,11 @@ def test_the_matrix_of_compositions_is_what_the_check_says(generated):
                     assert cell == "yes" or reasons[cell.removeprefix("no ")].replace("\\_", "_") in told[0]
 
 
+@pytest.mark.parametrize("path", ["composition.md", "trust.md"])
+def test_generated_pages_that_are_kept_are_those_of_the_source(path, generated):
+    assert (DOCS / path).read_text(encoding="utf-8") == generated[path], "run python docs/generate.py"
+
+
 def test_the_table_of_mechanisms_is_that_of_the_source():
     page = (DOCS / "architecture.md").read_text(encoding="utf-8")
     assert mechanisms.with_mechanisms(page) == page, "docs/architecture.md is stale: run `make docs`"
