@@ -45,6 +45,7 @@ soak: $(VENV)/.dev   ## the long forms of all tests; their counts go to docs/tru
 	$(BIN)/python -m pytest $(SIDE) --slow --counts docs/trust.json
 
 bench: $(VENV)/.dev
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[selectpeers]"
 	$(BIN)/python -m benchmarks --record
 	$(BIN)/python -m benchmarks.selection --record
 

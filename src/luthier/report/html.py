@@ -20,6 +20,7 @@ from markupsafe import Markup, escape
 from luthier.core.files import write_text
 from luthier.report import plots, race, svg
 from luthier.report.content import Comparison, Difference, ReadingInfo, Verdict
+from luthier.report.units import readable
 from luthier.report.words import (
     DASH,
     MARKS,
@@ -148,7 +149,7 @@ def _cell(comparison: Comparison, reading: ReadingInfo, arm: str, decimals: int 
         notes.append(f"a true difference of {size} would be found {comparison.power:.0%} of the time")
     notes.append(f"by seed: {seeds}")
     verdict = (d.verdict, MARKS[d.verdict], WORDS[d.verdict])
-    change, _, bounds = interval(d, decimals).partition(" [")
+    change, _, bounds = interval(d, decimals, unit=False).partition(" [")
     bounds = f"[{bounds}" if bounds else ""
     return Cell(arm, comparison.arms.index(arm), value, seeds, change, bounds, *verdict, (*d.notes, *notes))
 
@@ -232,6 +233,7 @@ def race_shown(comparison: Comparison) -> dict[str, Any] | None:
 
 def render(comparison: Comparison) -> str:
     """The whole page as text."""
+    comparison = readable(comparison)
     lines = settings(comparison)
     style = files("luthier.report").joinpath("report.css").read_text(encoding="utf-8")
     runs = len(comparison.arms) * len(comparison.seeds)

@@ -6,7 +6,8 @@ import io
 from typing import TYPE_CHECKING
 
 from luthier.report import race
-from luthier.report.content import Comparison, Difference, ReadingInfo, Verdict
+from luthier.report.content import Comparison, ReadingInfo, Verdict
+from luthier.report.units import readable
 from luthier.report.words import (
     MARKS,
     WORDS,
@@ -16,6 +17,7 @@ from luthier.report.words import (
     interval,
     label,
     mean,
+    measured_in,
     number,
     spread,
     supporting,
@@ -48,14 +50,6 @@ def _name(reading: ReadingInfo) -> str:
     return f"{label(reading.name)}{unit}{arrow}"
 
 
-def _numbers(d: Difference, decimals: int | None) -> str:
-    return (
-        interval(d, decimals).replace(f" {d.reading.unit}", "")
-        if d.reading.unit not in ("", "1")
-        else interval(d, decimals)
-    )
-
-
 def comparison_table(comparison: Comparison) -> Table:
     """Readings by axis; for each arm mean ± deviation, difference to the first arm with interval, and verdict."""
     from rich.markup import escape
@@ -75,7 +69,7 @@ def comparison_table(comparison: Comparison) -> Table:
                 cell = Text(_value(comparison, reading, arm, decimals))
                 d = comparison.of(reading.name, arm)
                 if d is not None:
-                    cell.append("\n" + _numbers(d, decimals), style="dim")
+                    cell.append("\n" + interval(d, decimals, unit=False), style="dim")
                     cell.append(f"\n{MARKS[d.verdict]} {WORDS[d.verdict]}", style=STYLES[d.verdict])
                 cells.append(cell)
             table.add_row(*cells)
@@ -87,6 +81,7 @@ def summary(comparison: Comparison) -> Group:
     from rich.console import Group
     from rich.text import Text
 
+    comparison = readable(comparison)
     parts: list[RenderableType] = [Text(conclusion(comparison), style="bold"), Text()]
     parts += [comparison_table(comparison), Text()]
     parts += [Text(f"{f.arm}, seed {f.seed}: {f.why}", style="red") for f in comparison.failures]
@@ -131,6 +126,7 @@ def text(comparison: Comparison, width: int = 120) -> str:
 
 def plain(comparison: Comparison) -> str:
     """ASCII lines, one reading of one arm each, for logs and for tools that read columns separated by tabs."""
+    comparison = readable(comparison)
     lines = [conclusion(comparison), "", "\t".join(("axis", "reading", "arm", "mean", "difference", "verdict"))]
     for axis, readings in comparison.axes().items():
         for reading in readings:
@@ -140,9 +136,9 @@ def plain(comparison: Comparison) -> str:
                 said = (
                     ("baseline", "")
                     if d is None
-                    else (_numbers(d, decimals), f"{PLAIN_MARKS[d.verdict]} {WORDS[d.verdict]}")
+                    else (interval(d, decimals), f"{PLAIN_MARKS[d.verdict]} {WORDS[d.verdict]}")
                 )
-                value = _value(comparison, reading, arm, decimals)
+                value = _value(comparison, reading, arm, decimals) + measured_in(reading)
                 lines.append("\t".join((axis, reading.name, arm, value, *said)))
     lines += [
         "",

@@ -85,28 +85,38 @@ def reading_value(value: float | None, reading: ReadingInfo, decimals: int | Non
 def measured_in(reading: ReadingInfo) -> str:
     """The unit as it stands behind a number; a unit that explains ("10 bins of equal width") stands in the table only."""
     explains = (
-        not reading.unit or reading.unit[0].isdigit() or any(sign in reading.unit for sign in (",", "=", "minus"))
+        reading.unit in ("", "1", "share") or reading.unit[0].isdigit() or any(sign in reading.unit for sign in (",", "=", "minus"))
     )
     return "%" if reading.unit == "%" else "" if explains else f" {reading.unit}"
 
 
 def decimals_of(comparison: Comparison, reading: str) -> int | None:
-    """Decimals for all figures of one reading, from the width of its intervals; None for whole numbers."""
+    """Decimals for all figures of one reading, from the width of its intervals; None for whole numbers that no seed changes.
+
+    Never more than make six significant digits of the largest value; None too where all are below a ten-thousandth.
+    """
     values = [
         v for by_seed in comparison.values.get(reading, {}).values() for v in by_seed.values() if math.isfinite(v)
     ]
-    if values and all(v == int(v) for v in values):
-        return None
     rows = [d for d in comparison.differences if d.reading.name == reading]
     halves = [(d.high - d.low) / 2 for d in rows if d.high is not None and d.low is not None]
-    return min(6, digits_for(*halves, *[abs(d.difference or 0.0) for d in rows if d.high is None]))
+    if values and all(v == int(v) for v in values) and not any(halves):
+        return None
+    top = max(map(abs, values), default=0.0)
+    if 0 < top < 1e-4:
+        return None
+    most = min(6, 5 - math.floor(math.log10(top))) if top else 6
+    widths = halves if any(halves) else []
+    widths += [abs(d.difference or 0.0) for d in rows if d.high is None or not widths]
+    return max(0, min(most, digits_for(*widths)))
 
 
-def interval(d: Difference, decimals: int | None) -> str:
-    """The difference with its interval, such as '+0.10 [0.02, 0.18]'."""
+def interval(d: Difference, decimals: int | None, unit: bool = True) -> str:
+    """The difference with its interval, such as '+0.10 nats [0.02, 0.18]'; `unit`: not where a heading has it."""
     if d.difference is None:
         return DASH
-    head = reading_value(d.difference, d.reading, decimals, signed=True)
+    said = reading_value(d.difference, d.reading, decimals, signed=True)
+    head = said if unit else number(d.difference, decimals, signed=True)
     if d.low is None or d.high is None:
         return f"{head}, no interval"
     if d.low == d.high:
