@@ -99,7 +99,7 @@ def compare_recipes(
         numbers,
         Design(alpha=level, first=tuple(listed(first))),
         out,
-        " against ".join(arms),
+        ", ".join(arms),
         "all failed",
     )
 

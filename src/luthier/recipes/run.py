@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import math
 import resource
@@ -148,7 +150,10 @@ def _cost(prepared: Prepared) -> dict[str, float]:
 
 
 def reset_peak() -> None:
-    """Begin a new measurement of peak memory; earlier runs of the same process do not count."""
+    """Begin a new measurement of peak memory; earlier runs of the same process do not count, nor what they left unused."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc alone keeps freed memory that can be asked back
+        ctypes.CDLL(None).malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):

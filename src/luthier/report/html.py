@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from luthier.core.files import write_text
 from luthier.report import plots, race, svg
@@ -58,11 +58,8 @@ def visible(words: str) -> str:
 
 
 def breakable(words: str) -> Markup:
-    """A name, escaped, that may be broken after its underscores, dots and slashes."""
-    out = str(escape(visible(words)))
-    for sign in "/._":
-        out = out.replace(sign, f"{sign}<wbr>")
-    return Markup(out)
+    """A name, escaped and its hidden signs shown, that may be broken after its underscores, dots and slashes."""
+    return svg.breakable(visible(words))
 
 
 def flat(recipe: Any, at: str = "") -> dict[str, str]:

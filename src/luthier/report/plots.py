@@ -85,7 +85,7 @@ def _row(d: Difference, arm: int, reach: float, decimals: int | None) -> Markup:
         '<span class="verdict {}" title="{}"><b aria-hidden="true">{}</b> {}</span></div>'
     )
     said = (d.verdict, "; ".join(d.notes), MARKS[d.verdict], WORDS[d.verdict])
-    return Markup(form).format(svg.swatch(arm), d.arm, _track(d, arm, reach), interval(d, decimals), *said)
+    return Markup(form).format(svg.swatch(arm), svg.breakable(d.arm), _track(d, arm, reach), interval(d, decimals), *said)
 
 
 def _scale(reading: ReadingInfo, reach: float) -> Markup:
@@ -270,7 +270,7 @@ def _cost_row(arm: int, who: str, name: str, values: Sequence[float], top: float
         '<div class="row"><span class="who">{}<span>{}</span></span><svg class="costbar" width="100%" height="16" '
         'aria-hidden="true">{}</svg><span class="figure">{}</span></div>'
     )
-    return Markup(form).format(svg.swatch(arm), who, bar, quantity(m, name))
+    return Markup(form).format(svg.swatch(arm), svg.breakable(who), bar, quantity(m, name))
 
 
 def cost(comparison: Comparison) -> Markup:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from luthier.report.words import number
 
@@ -24,6 +24,14 @@ SHAPES = (
     "M0 -6L1.8 -1.9L6 -1.9L2.6 .9L3.8 5.3L0 2.7L-3.8 5.3L-2.6 .9L-6 -1.9L-1.8 -1.9Z",
     "M-3 -5.2H3L6 0L3 5.2H-3L-6 0Z",
 )
+
+
+def breakable(words: str) -> Markup:
+    """A name, escaped, that may be broken after its underscores, dots and slashes."""
+    out = str(escape(words))
+    for sign in "/._":
+        out = out.replace(sign, f"{sign}<wbr>")
+    return Markup(out)
 
 
 def percent(share: float) -> str:

@@ -61,7 +61,6 @@ def readable(comparison: Comparison) -> Comparison:
         readings=tuple(readings.values()),
         values={name: values(name, by_arm) for name, by_arm in comparison.values.items()},
         differences=tuple(
-            _scaled(d, readings[d.reading.name], sizes.get(d.reading.name, 1.0))
-            for d in comparison.differences
+            _scaled(d, readings[d.reading.name], sizes.get(d.reading.name, 1.0)) for d in comparison.differences
         ),
     )

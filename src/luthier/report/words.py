@@ -85,7 +85,9 @@ def reading_value(value: float | None, reading: ReadingInfo, decimals: int | Non
 def measured_in(reading: ReadingInfo) -> str:
     """The unit as it stands behind a number; a unit that explains ("10 bins of equal width") stands in the table only."""
     explains = (
-        reading.unit in ("", "1", "share") or reading.unit[0].isdigit() or any(sign in reading.unit for sign in (",", "=", "minus"))
+        reading.unit in ("", "1", "share")
+        or reading.unit[0].isdigit()
+        or any(sign in reading.unit for sign in (",", "=", "minus"))
     )
     return "%" if reading.unit == "%" else "" if explains else f" {reading.unit}"
 
