@@ -78,6 +78,14 @@ def test_what_prepare_writes_is_what_the_examples_take(tmp_path):
     assert {"energy_distance", "image_vendi", "denoising_error"} <= {r.name for r in made.readings}
 
 
+def test_reward_tuning_trains_on_conditions_and_is_measured_on_images(tmp_path):
+    out = prepared(split(tmp_path / "data", size=8, channels=3), tmp_path / "out", "kind d")
+    over = {"model": str(out / "untrained"), "data.train": str(out / "rest"), **SMALL, **EXAMPLES["real_reward"]}
+    made = run(parse(read(IMAGES / "real_reward.yaml", over)))
+    found = {r.name: r.value for r in made.readings}
+    assert np.isfinite(found["energy_distance"]) and np.isfinite(found["image_reward"])
+
+
 EXAMPLES = {
     "real_base": {"train.steps": 2, "train.batch": 4},
     "real_untuned": {},

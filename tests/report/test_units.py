@@ -84,3 +84,10 @@ def test_units_by_size():
     assert unit_for("bytes", 3 * 2**30) == ("GiB", 2.0**30)
     assert unit_for("steps", 99_999.0) == ("steps", 1.0)
     assert unit_for("1", 4e12) == ("trillion", 1e12)
+
+
+def test_figures_without_any_interval_have_three_digits():
+    alone = compared({"size": ("", {"a": (691_792.0,) * 3, "b": (691_792.0,) * 3})})
+    assert rows(plain(alone))["sizeb"] == ["692 thousand", "0 thousand"]
+    lost = compared({"memory": ("bytes", {"a": (470e6, 474e6, 482e6), "b": (float("nan"),) * 3})})
+    assert rows(plain(lost))["memorya"][0] == "453.3 +- 5.8 MiB"

@@ -16,6 +16,7 @@ from luthier.models.denoiser import LoadedDenoiser, load_denoiser
 from luthier.models.pipelines import pixel_shape
 from luthier.recipes.build import Prepared, attach_all, build_parts, named_measures
 from luthier.recipes.image_check import IMAGE_WORLD as WORLD
+from luthier.recipes.image_check import PROMPT_FILES
 from luthier.recipes.image_runs import png
 from luthier.recipes.images import (
     ImageReward,
@@ -61,7 +62,8 @@ class Images:
         )  # before captions are read: it may add words
         train, test = training_pictures(recipe, loaded, kind)
         if test is None:
-            test = pictures(recipe, data.image_test or source, "test", data.test_rows or 100, loaded, kind, 0)
+            where = data.image_test or source
+            test = pictures(recipe, where, "test", data.test_rows or 100, loaded, tested_kind(where, kind), 0)
         if accelerator is not None:
             loaded.module.to(accelerator.device)
         view = view_of(loaded)
@@ -149,6 +151,15 @@ class ImageKit:
 def fits(measure: Any) -> bool:
     """Whether a measure reads images, or costs, which everything has."""
     return IMAGE_TAG in measure.needs.batch or measure.id.startswith("measure.cost.")
+
+
+def tested_kind(source: str, kind: str) -> str:
+    """What is read of the test data: measures want images even where training wants conditions alone, unless these are prompts.
+
+    >>> tested_kind("photos/", "image_prompts"), tested_kind("prompts.txt", "image_prompts"), tested_kind("a/", "image_preference")
+    ('image', 'image_prompts', 'image_preference')
+    """
+    return IMAGE_TAG if kind == "image_prompts" and Path(source).suffix not in PROMPT_FILES else kind
 
 
 def training_pictures(recipe: Recipe, loaded: LoadedDenoiser, kind: str) -> tuple[Pictures, Pictures | None]:

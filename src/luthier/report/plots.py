@@ -85,7 +85,9 @@ def _row(d: Difference, arm: int, reach: float, decimals: int | None) -> Markup:
         '<span class="verdict {}" title="{}"><b aria-hidden="true">{}</b> {}</span></div>'
     )
     said = (d.verdict, "; ".join(d.notes), MARKS[d.verdict], WORDS[d.verdict])
-    return Markup(form).format(svg.swatch(arm), svg.breakable(d.arm), _track(d, arm, reach), interval(d, decimals), *said)
+    return Markup(form).format(
+        svg.swatch(arm), svg.breakable(d.arm), _track(d, arm, reach), interval(d, decimals), *said
+    )
 
 
 def _scale(reading: ReadingInfo, reach: float) -> Markup:

@@ -102,14 +102,16 @@ def decimals_of(comparison: Comparison, reading: str) -> int | None:
     ]
     rows = [d for d in comparison.differences if d.reading.name == reading]
     halves = [(d.high - d.low) / 2 for d in rows if d.high is not None and d.low is not None]
-    if values and all(v == int(v) for v in values) and not any(halves):
+    spreads = [spread(by_seed.values()) or 0.0 for by_seed in comparison.values.get(reading, {}).values()]
+    if values and all(v == int(v) for v in values) and not any(halves) and not any(spreads):
         return None
     top = max(map(abs, values), default=0.0)
     if 0 < top < 1e-4:
         return None
     most = min(6, 5 - math.floor(math.log10(top))) if top else 6
-    widths = halves if any(halves) else []
-    widths += [abs(d.difference or 0.0) for d in rows if d.high is None or not widths]
+    widths = next((w for w in (halves, [abs(d.difference or 0.0) for d in rows], spreads) if any(w)), [])
+    if not widths and top:
+        return max(0, min(3, 2 - math.floor(math.log10(top))))
     return max(0, min(most, digits_for(*widths)))
 
 
