@@ -12,6 +12,7 @@ from luthier.core.registry import entries
 from luthier.objectives.policy.grpo import GRPO
 from luthier.objectives.supervised.nll import NLL
 from luthier.objectives.wrap.mask import Mask
+from luthier.regularise.representation.concept_ablation import ConceptAblation
 from luthier.reward.combine.diversity_reward import DiversityReward
 from luthier.reward.combine.dra import DRA
 from luthier.reward.verifiers.exact import Exact
@@ -20,6 +21,7 @@ ROOMS = ("objectives", "regularise", "optim", "reward")
 OURS = [e for e in entries().values() if e.room in ROOMS]
 # Components without defaults for all parameters: an example, or the reason why none can be written.
 EXAMPLES = {
+    "regularise.representation.concept_ablation": ConceptAblation(directions="directions.safetensors"),
     "objectives.wrap.mask": Mask(inner=GRPO(kl=0.1), how="freeze"),
     "reward.combine.diversity_reward": DiversityReward(reward=Exact(), by="ngram"),
     "reward.combine.dra": DRA(reward=Exact()),
