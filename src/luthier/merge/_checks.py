@@ -3,7 +3,7 @@ once."""
 
 from __future__ import annotations
 
-import json
+import filecmp
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.errors import ModelError, nearest, sentence
-from luthier.core.files import read_json, sha256
+from luthier.core.files import read_json
 from luthier.merge._sites import HEADS, kind_of
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt")
@@ -70,26 +70,20 @@ def part_faults(label: str, base: Mapping[str, tuple[int, ...]], names: Sequence
     return faults
 
 
-def tokenizer_prints(folder: Path) -> dict[str, str]:
-    """File -> hash of the tokenizer's content; settings of padding and truncation, which callers change, are left
-    out."""
-    prints = {}
-    for name in TOKENIZERS:
-        path = folder / name
-        if not path.is_file():
-            continue
-        if name == "tokenizer.json":
-            content = {k: v for k, v in read_json(path).items() if k not in ("padding", "truncation")}
-            prints[name] = json.dumps(content, sort_keys=True)
-        else:
-            prints[name] = sha256(path)
-    return prints
+def _same_content(name: str, one: Path, other: Path) -> bool:
+    """Whether two tokenizer files say the same; settings of padding and truncation, which callers change, are left out."""
+    if filecmp.cmp(one, other, shallow=False):
+        return True
+    if name != "tokenizer.json":
+        return False
+    mine, theirs = ({k: v for k, v in read_json(p).items() if k not in ("padding", "truncation")} for p in (one, other))
+    return mine == theirs
 
 
 def tokenizer_faults(label: str, base: Path, other: Path) -> list[str]:
     """Tokenizer files that both folders have and that differ in content."""
-    mine, theirs = tokenizer_prints(base), tokenizer_prints(other)
-    if differ := [n for n in mine if n in theirs and mine[n] != theirs[n]]:
+    both = [n for n in TOKENIZERS if (base / n).is_file() and (other / n).is_file()]
+    if differ := [n for n in both if not _same_content(n, base / n, other / n)]:
         do = "Merge models of one tokenizer, or state tokenizer='base' to keep the base's"
         return [sentence(label, "the base's tokenizer", f"another {', '.join(differ)}", do)]
     return []
