@@ -46,7 +46,7 @@ def _data(plain: dict[str, Any], faults: list[str]) -> str:
     """Read all data that the recipe names; faults join the others. Returns how the training data was read."""
     from luthier.recipes.rows import advice, file_rows, is_world, kind_after, listed, load_splits, passes, world_rows
 
-    data = build_section(Data, plain["data"] if isinstance(plain["data"], dict) else {"train": plain["data"]})
+    data = build_section(Data, plain["data"])
     if is_image(str(plain.get("model", "")), plain.get("objective", "nll")):
         statement, found = image_faults(plain, data)
         faults += found

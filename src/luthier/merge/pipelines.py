@@ -6,6 +6,7 @@ that somebody trained is merged with the denoiser.
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import ModelError, Refused, sentence
-from luthier.core.files import read_json, sha256
+from luthier.core.files import read_json
 from luthier.merge import _checks
 from luthier.merge._sources import AdapterDelta, weight_files
 from luthier.merge.executor import CONFIGS, MANIFEST, Report, Settings, merge_part
@@ -72,8 +73,12 @@ def _files(folder: Path) -> list[Path]:
 
 def _changed(part: str, base: Path, models: Sequence[Path]) -> bool:
     """Whether any model has other weights there than the base."""
-    own = [sha256(f) for f in _files(base / part)]
-    return any([sha256(f) for f in _files(m / part)] != own for m in models)
+    own = _files(base / part)
+    return any(not _same_bytes(own, _files(m / part)) for m in models)
+
+
+def _same_bytes(one: Sequence[Path], other: Sequence[Path]) -> bool:
+    return len(one) == len(other) and all(filecmp.cmp(a, b, shallow=False) for a, b in zip(one, other, strict=True))
 
 
 def _faults(label: str, base: Path, model: Path, parts: Sequence[str], how: Settings) -> list[str]:

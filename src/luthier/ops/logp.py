@@ -57,8 +57,8 @@ class _Scratch:
             self.held[name] = self.head.weight.new_empty(self.shape, dtype=dtype)
         return self.held[name][:rows]
 
-    def logits(self, hidden: Tensor, name: str = "p") -> Tensor:
-        """As `Head.logits`, into the named block; without the cap where the name is "slope", which asks for its slope."""
+    def _uncapped(self, hidden: Tensor, name: str) -> Tensor:
+        """As `Head.logits` before the cap, into the named block."""
         head, rows = self.head, len(hidden)
         plain = hidden.dtype
         wide = torch.promote_types(plain, torch.float32)
@@ -66,11 +66,16 @@ class _Scratch:
         torch.mm(hidden, head.weight.t(), out=z)
         z = z if head.bias is None else z.add_(head.bias)
         z = z if wide == plain else self.block(name, rows, wide).copy_(z)
-        z = z if head.scale == 1.0 else z.mul_(head.scale)
-        if not head.softcap:
-            return z
-        z = z.div_(head.softcap).tanh_()
-        return z.square_().neg_().add_(1) if name == "slope" else z.mul_(head.softcap)
+        return z if head.scale == 1.0 else z.mul_(head.scale)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """As `Head.logits`, into the block "p"."""
+        z, cap = self._uncapped(hidden, "p"), self.head.softcap
+        return z.div_(cap).tanh_().mul_(cap) if cap else z
+
+    def slope(self, hidden: Tensor) -> Tensor:
+        """Derivative of the softcap at the logits, into the block "slope"."""
+        return self._uncapped(hidden, "slope").div_(self.head.softcap).tanh_().square_().neg_().add_(1)
 
     def softmax(self, hidden: Tensor, target: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """(softmax, log p of target, entropy) of one chunk; the softmax lies in the block "p"."""
@@ -140,7 +145,7 @@ class _LinearLogp(torch.autograd.Function):
             p = soft.clone() if soft is not None else scratch.softmax(hidden[cut], target[cut], False)[0]
             grad = scratch.gradient(p, target[cut], g_logp[cut], None if g_ent is None else g_ent[cut],
                                     None if ent is None else ent[cut])  # fmt: skip
-            grad = grad.mul_(scratch.logits(hidden[cut], "slope")) if softcap else grad
+            grad = grad.mul_(scratch.slope(hidden[cut])) if softcap else grad
             grad = grad.mul_(scale) if scale != 1.0 else grad
             if g_b is not None:
                 g_b += grad.sum(0)

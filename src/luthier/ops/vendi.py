@@ -67,6 +67,15 @@ def vendi_from_kernel(kernel: Tensor, q: float = 1.0) -> Tensor:
     return effective_number(p / p.sum(), q)
 
 
+def vendi_of_distances(squared: Tensor, length: float) -> Tensor:
+    """Vendi score under exp(-d^2 / (2 length^2)), from squared distances (n, n); a scalar.
+
+    >>> vendi_of_distances(torch.zeros(3, 3, dtype=torch.float64), 1.0).item()
+    1.0
+    """
+    return vendi_from_kernel(torch.exp(-squared / (2 * length**2)))
+
+
 def _second_moment(x: Tensor, normalise: bool) -> Tensor:
     """X^T X (d, d) in float64 of x (n, d), rows scaled to length 1 if asked; float64 copies of one block at a time."""
     gram = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)

@@ -32,7 +32,8 @@ def is_image(model: str, objective: Any) -> bool:
 def image_faults(plain: Mapping[str, Any], data: Data) -> tuple[str, list[str]]:
     """(how the training images were read, all faults of objective, model and data) of an image recipe."""
     faults: list[str] = []
-    for entry in slot_entries("objective", plain.get("objective", "nll"), []):
+    objectives = slot_entries("objective", plain.get("objective", "nll"), [])
+    for entry in objectives:
         if entry.card.needs.batch and not any(b.startswith("image") for b in entry.card.needs.batch):
             faults.append(f"objective: {entry.short} requires a language model; got the image model {plain['model']!r}. Use an "
                           "objective of luthier.diffusion, for example denoise.")  # fmt: skip
@@ -43,12 +44,7 @@ def image_faults(plain: Mapping[str, Any], data: Data) -> tuple[str, list[str]]:
     folder = folder_here(str(plain["model"]))
     if not folder.is_dir():
         return f"{train} (not read: the model is not here, so the size of its images is not known)", faults
-    kinds = {
-        kind
-        for entry in slot_entries("objective", plain.get("objective", "nll"), [])
-        for kind in entry.card.needs.batch
-        if kind.startswith("image")
-    }
+    kinds = {kind for entry in objectives for kind in entry.card.needs.batch if kind.startswith("image")}
     told = []
     for key, source in (("train", train), ("test", data.image_test)):
         if source is None or source.startswith(IMAGE_WORLD):

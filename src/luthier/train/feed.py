@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,13 +38,17 @@ def order(seed: int, step: int, batch: int, rows: int, role: str = "data.shuffle
 
     Every row comes exactly once per pass; a batch may span two passes.
     """
+    return window(step, batch, rows, lambda turn: torch.randperm(rows, generator=stream(seed, role, turn)))
+
+
+def window(step: int, batch: int, rows: int, one_pass: Callable[[int], Tensor]) -> list[int]:
+    """Row numbers of one step in an endless chain of passes: one_pass(turn) gives the `rows` row numbers of one of them."""
     out: list[int] = []
     at = step * batch
     while len(out) < batch:
-        epoch, inside = divmod(at, rows)
-        permutation = torch.randperm(rows, generator=stream(seed, role, epoch))
+        turn, inside = divmod(at, rows)
         take = min(batch - len(out), rows - inside)
-        out.extend(permutation[inside : inside + take].tolist())
+        out.extend(one_pass(turn)[inside : inside + take].tolist())
         at += take
     return out
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from luthier.core.streams import stream
-from luthier.train.feed import order
+from luthier.train.feed import order, window
 
 
 @dataclass
@@ -30,14 +31,7 @@ class Mixture:
 
     def rows(self, seed: int, step: int, batch: int) -> list[int]:
         """Row numbers of one step: the step's window in the chain of passes; a batch may span two."""
-        out: list[int] = []
-        at = step * batch
-        while len(out) < batch:
-            turn, inside = divmod(at, len(self))
-            take = min(batch - len(out), len(self) - inside)
-            out.extend(self._pass(seed, turn)[inside : inside + take].tolist())
-            at += take
-        return out
+        return window(step, batch, len(self), partial(self._pass, seed))
 
     def seen(self, seed: int, drawn: int) -> list[int]:
         """How many different rows of each source the first `drawn` rows of the chain hold."""

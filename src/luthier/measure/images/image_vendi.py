@@ -23,7 +23,7 @@ from torch import Tensor
 
 from luthier.core import Card, Measure, MeasureContext, Needs, Reading, Row, Subject, component
 from luthier.measure.images._image import ImageSubject, rows_of
-from luthier.ops.vendi import vendi_from_kernel
+from luthier.ops.vendi import vendi_of_distances
 
 CARD = Card(
     name="image Vendi score",
@@ -43,7 +43,7 @@ def vendi_of(images: Tensor, length: float) -> float:
     """Effective number of images (n, C, H, W), under exp(-rms^2 / (2 length^2))."""
     flat = images.flatten(1).double()
     rms = torch.cdist(flat, flat).square() / flat.shape[1]
-    return float(vendi_from_kernel(torch.exp(-rms / (2 * length**2))))
+    return float(vendi_of_distances(rms, length))
 
 
 @component(CARD)

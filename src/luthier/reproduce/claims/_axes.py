@@ -18,7 +18,7 @@ from torch import Tensor
 
 from luthier.core import stream
 from luthier.lab.micro.mixture import Mixture, mmd, mmd_to
-from luthier.ops.vendi import effective_number, vendi_from_kernel
+from luthier.ops.vendi import effective_number, vendi_of_distances
 from luthier.reproduce.claim import Figures
 
 SEEDS = tuple(range(10))
@@ -31,7 +31,7 @@ P = ParamSpec("P")
 
 def vendi_of(x: Tensor, length: float = 1.0) -> float:
     """Vendi score of points (n, d) under exp(-|x - y|^2 / (2 length^2))."""
-    return float(vendi_from_kernel(torch.exp(-torch.cdist(x, x).square() / (2 * length**2))))
+    return float(vendi_of_distances(torch.cdist(x, x).square(), length))
 
 
 @torch.no_grad()
