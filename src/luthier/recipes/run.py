@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import math
-import resource
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +20,7 @@ from luthier.recipes.build import Prepared, cache_reference, prepare
 from luthier.recipes.recipe import Recipe
 from luthier.report.manifest import git_state, hardware, versions
 from luthier.train.checkpoint import newest
+from luthier.train.heap import peak_bytes, reset_peak
 from luthier.train.loop import Event, Loop, Outcome
 
 MANIFEST = "manifest.json"
@@ -147,27 +144,6 @@ def _cost(prepared: Prepared) -> dict[str, float]:
     described = prepared.policy.attached.describe()
     return {"trained_parameters": float(described["trained"]), "total_parameters": float(described["total"]),
             "peak_bytes": peak_bytes()}  # fmt: skip
-
-
-def reset_peak() -> None:
-    """Begin a new measurement of peak memory; earlier runs of the same process do not count, nor what they left unused."""
-    gc.collect()
-    with suppress(OSError, AttributeError):  # glibc alone keeps freed memory that can be asked back
-        ctypes.CDLL(None).malloc_trim(0)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def peak_bytes() -> float:
-    """Peak memory since `reset_peak`: of the accelerator where there is one, else of the process."""
-    if torch.cuda.is_available():
-        return float(torch.cuda.max_memory_allocated())
-    with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-        return 1024.0 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
 def save(finished: Finished, keep_model: bool = True, main: bool = True) -> None:

@@ -24,6 +24,7 @@ from luthier.train.calibration import FeedCalibration
 from luthier.train.checkpoint import Snapshot, latest, newest, save
 from luthier.train.company import Company
 from luthier.train.feed import Feed
+from luthier.train.heap import keep_freed
 from luthier.train.policy import Policy
 from luthier.train.settings import Training
 from luthier.train.sharding import check_rules, gathered, keep_whole, scattered, shard, total_norm, unsynchronised
@@ -142,6 +143,7 @@ class Loop:
     def _run(self, resume: bool) -> Outcome:
         start, skipped = self._resume() if resume else (0, [])
         self.began = began = time.perf_counter()
+        keep_freed()
         if start == 0:
             self._calibrate()
         assert self.optimiser is not None
