@@ -146,13 +146,13 @@ class InPlaceHandle(Handle):
             self.asleep = 0
 
     def merged(self) -> dict[str, Tensor]:
-        """The trained tensors that differ from the base (all of them without a base copy), tied ones once."""
+        """The trained tensors that differ from the base (all of them without a base copy), on the CPU, tied ones once."""
         self._can_merge()
         out = {}
         for name, t in self.tensors():
             value = whole(t).detach()
             if self.base is None or not same_bits(value, self.base[name]):
-                out[name] = value.clone()
+                out[name] = _aside(value)
         return out
 
     def describe(self) -> dict[str, Any]:

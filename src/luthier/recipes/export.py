@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from luthier.core.errors import ModelError, OutputError, Refused, sentence
 from luthier.core.files import read_json, read_tensors, whole_folder, write_tensors
@@ -20,38 +21,43 @@ from luthier.train.sharding import gathered
 def write_folded(model: Any, attached: Any, tokenizer: Any, folder: Path, main: bool = True) -> None:
     """Write base weights with `attached.merged()` in place of those it changed, config changes included.
 
-    Collective where weights are sharded; only the main process writes.
+    Collective where weights are sharded; only the main process writes. Memory: one copy of the changed weights, no other.
     """
     from luthier.models.loading import save_model
 
     changed = attached.merged()
     with torch.no_grad(), attached.disabled():
-        state = {k: gathered(v).detach().clone() for k, v in model.state_dict().items() if ".luthier" not in k}
-    if not main:
-        return
-    unknown_names = [k for k in changed if k not in state]
+        state = {k: gathered(v).detach() for k, v in model.state_dict().items() if ".luthier" not in k}
+        if not main:
+            return
+        shell = _folded(model, attached, state, changed)
+        with whole_folder(folder) as aside:
+            try:
+                save_model(shell, tokenizer, aside)
+            except Exception as fault:  # safetensors and tokenizers each have their own kind for a disk that is full
+                if "No space left" in str(fault):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from fault
+                raise
+
+
+def _folded(model: Any, attached: Any, state: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> Any:
+    """A model of the changed configuration around these very tensors, changed ones in place of the base's; none is copied."""
     config = type(model.config).from_dict({**model.config.to_dict(), **attached.config_changes()})
     with torch.device("meta"):
         shell = type(model)(config)
-    known = set(shell.state_dict())
-    if foreign := [k for k in unknown_names if k not in known]:
+    known = shell.state_dict()
+    if foreign := [k for k in changed if k not in state and k not in known]:
         raise Refused(sentence("the merged model", "an architecture that has a place for every changed weight",
                                f"no place for {foreign[0]!r}", "Save the adapter instead"))  # fmt: skip
-    merged = {k: v for k, v in {**state, **changed}.items() if k in known}
-    for name, tensor in shell.state_dict().items():
-        merged.setdefault(name, torch.zeros(tensor.shape, dtype=model.dtype))
-    shell = shell.to_empty(device="cpu").to(model.dtype)
-    shell.load_state_dict(merged, strict=True)
+    merged = {k: v if not v.is_floating_point() else v.to(model.dtype) for k, v in {**state, **changed}.items() if k in known}
+    for name, tensor in known.items():
+        if name not in merged:
+            merged[name] = torch.zeros(tensor.shape, dtype=model.dtype)
+    shell.load_state_dict(merged, strict=True, assign=True)
     shell.tie_weights()
     if getattr(model, "generation_config", None) is not None:
         shell.generation_config = model.generation_config
-    with whole_folder(folder) as aside:
-        try:
-            save_model(shell, tokenizer, aside)
-        except Exception as fault:  # safetensors and tokenizers each have their own kind for a disk that is full
-            if "No space left" in str(fault):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from fault
-            raise
+    return shell
 
 
 def recipe_of(run: Path) -> Recipe:

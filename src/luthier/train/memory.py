@@ -32,6 +32,8 @@ class PeakMemory(TorchDispatchMode):
             self._add(tensor)
 
     def _add(self, tensor: Tensor) -> None:
+        if tensor.device.type == "meta":  # shapes alone; fake tensors name the device they stand for
+            return
         try:
             storage = tensor.untyped_storage()
         except (NotImplementedError, RuntimeError):
