@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
-from luthier.core import MeasureContext, Reading, Row, Subject
+from luthier.core import Measure, MeasureContext, Reading, Row, Subject
 from luthier.measure._rows import mean_reading, need, prompts
 from luthier.measure._subject import sampled
 
 Scope = Literal["per_input", "across_inputs"]
+T = TypeVar("T")
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -36,35 +37,35 @@ def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
 
 
-def diversity(
-    name: str,
-    of: Callable[[Sequence[str]], float],
-    subject: Subject,
-    rows: Sequence[Row],
-    ctx: MeasureContext,
-    scope: Scope,
-    samples: int,
-    temperature: float,
-    max_new: int,
-    unit: str,
-    who: str,
-) -> Reading:
-    """The reading `<name>_<scope>` of a set measure `of` (texts -> figure).
+class SetMeasure(Measure):
+    """A figure of a set of outputs, read among the samples of one prompt or across prompts.
 
-    per_input: mean over rows of the figure of the row's samples, one item per row. across_inputs: mean over k of the
-    figure of the k-th samples of all rows; it has no items, since sets of all rows are no independent parts.
+    Its components have the parameters scope, samples (per prompt), temperature and max_new.
     """
-    need(rows, ("prompt",), who, least=1 if scope == "per_input" else 2)
-    drawn = sampled(subject, prompts(rows), samples, temperature, max_new, ctx.seed)
-    if scope == "per_input":
-        return mean_reading(f"{name}_{scope}", [of(texts) for texts in drawn], better=1, unit=unit, axis="diversity")
-    figures = [of(texts) for texts in zip(*drawn, strict=True)]
-    return Reading(f"{name}_{scope}", sum(figures) / len(figures), (), 1, unit, "diversity")
 
+    scope: Scope
+    samples: int
+    temperature: float
+    max_new: int
 
-def check_scope(scope: str, samples: int) -> None:
-    """Raise ValueError when samples of one input are to be compared and there is only one."""
-    if scope == "per_input" and samples < 2:
-        raise ValueError(
-            f"samples requires at least 2 for the scope per_input; got {samples}. Raise samples or use across_inputs."
-        )
+    def __post_init__(self) -> None:
+        if self.scope == "per_input" and self.samples < 2:
+            raise ValueError(f"samples requires at least 2 for the scope per_input; got {self.samples}. Raise samples or "
+                             "use across_inputs.")  # fmt: skip
+
+    def drawn(self, subject: Subject, rows: Sequence[Row], ctx: MeasureContext) -> list[list[str]]:
+        """Outputs by row and sample. Raises DataError without prompts, or with one row where rows are to be compared."""
+        need(rows, ("prompt",), self.name, least=1 if self.scope == "per_input" else 2)
+        return sampled(subject, prompts(rows), self.samples, self.temperature, self.max_new, ctx.seed)
+
+    def reading(self, what: str, of: Callable[[Sequence[T]], float], sets: Sequence[Sequence[T]], unit: str) -> Reading:
+        """The reading `<what>_<scope>` of `of` (a set -> figure) over outputs by row and sample.
+
+        per_input: mean over rows of the figure of the row's samples, one item per row. across_inputs: mean over k of the
+        figure of the k-th samples of all rows; it has no items, since sets of all rows are no independent parts.
+        """
+        name = f"{what}_{self.scope}"
+        if self.scope == "per_input":
+            return mean_reading(name, [of(one) for one in sets], better=1, unit=unit, axis="diversity")
+        figures = [of(one) for one in zip(*sets, strict=True)]
+        return Reading(name, sum(figures) / len(figures), (), 1, unit, "diversity")

@@ -20,9 +20,9 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from luthier.core import Card, Measure, MeasureContext, Needs, Reading, Row, Subject, component
+from luthier.core import Card, MeasureContext, Needs, Reading, Row, Subject, component
 from luthier.measure._embed import embedded, embedder
-from luthier.measure.diversity._texts import check_scope, diversity
+from luthier.measure.diversity._texts import SetMeasure
 from luthier.ops.distances import mean_pairwise
 
 CARD = Card(
@@ -48,7 +48,7 @@ def distance(x: Tensor) -> Tensor:
 
 @component(CARD)
 @dataclass(frozen=True, kw_only=True)
-class Embedding(Measure):
+class Embedding(SetMeasure):
     """scope: among samples of one prompt, or across prompts; samples: per prompt. Reading: embedding_<scope>."""
 
     scope: Literal["per_input", "across_inputs"] = "per_input"
@@ -56,20 +56,6 @@ class Embedding(Measure):
     temperature: Annotated[float, Gt(0)] = 1.0
     max_new: Annotated[int, Ge(1)] = 64
 
-    def __post_init__(self) -> None:
-        check_scope(self.scope, self.samples)
-
     def __call__(self, subject: Subject, rows: Sequence[Row], ctx: MeasureContext) -> Iterable[Reading]:
-        yield diversity(
-            "embedding",
-            lambda texts: distance(embedded(texts, ctx, self.name)).item(),
-            subject,
-            rows,
-            ctx,
-            self.scope,
-            self.samples,
-            self.temperature,
-            self.max_new,
-            f"mean cosine distance, {embedder(ctx)}",
-            self.name,
-        )
+        yield self.reading("embedding", lambda texts: distance(embedded(texts, ctx, self.name)).item(),
+                           self.drawn(subject, rows, ctx), f"mean cosine distance, {embedder(ctx)}")  # fmt: skip

@@ -21,11 +21,10 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from luthier.core import Card, Measure, MeasureContext, Needs, Reading, Row, Subject, component
+from luthier.core import Card, MeasureContext, Needs, Reading, Row, Subject, component
 from luthier.core.errors import DataError, sentence
-from luthier.measure._rows import mean_reading, need, prompts
-from luthier.measure._subject import sampled
-from luthier.measure.diversity._texts import check_scope
+from luthier.measure._rows import prompts
+from luthier.measure.diversity._texts import SetMeasure
 from luthier.ops.vendi import vendi
 
 CARD = Card(
@@ -59,7 +58,7 @@ def g_vendi(gradients: Tensor) -> Tensor:
 
 @component(CARD)
 @dataclass(frozen=True, kw_only=True)
-class GVendi(Measure):
+class GVendi(SetMeasure):
     """samples: per prompt; dim: numbers that a gradient is projected to. Reading: g_vendi_<scope>."""
 
     scope: Literal["per_input", "across_inputs"] = "across_inputs"
@@ -68,28 +67,17 @@ class GVendi(Measure):
     temperature: Annotated[float, Gt(0)] = 1.0
     max_new: Annotated[int, Ge(1)] = 64
 
-    def __post_init__(self) -> None:
-        check_scope(self.scope, self.samples)
-
     def __call__(self, subject: Subject, rows: Sequence[Row], ctx: MeasureContext) -> Iterable[Reading]:
-        need(rows, ("prompt",), self.name, least=1 if self.scope == "per_input" else 2)
         base = subject.base()
         if not hasattr(base, "gradients"):
             came = type(base).__name__
             raise DataError(sentence(self.name, "a subject that gives gradients", came, "Leave this measure out"))
-        asked = prompts(rows)
-        drawn = sampled(subject, asked, self.samples, self.temperature, self.max_new, ctx.seed)
-        flat = [(p, text) for p, texts in zip(asked, drawn, strict=True) for text in texts]
+        flat = [(p, text) for p, texts in zip(prompts(rows), self.drawn(subject, rows, ctx), strict=True) for text in texts]
         made: Tensor = base.gradients([p for p, _ in flat], [t for _, t in flat], dim=self.dim)  # type: ignore[attr-defined]
         empty = (made == 0).all(1)
         if bool(empty.any()):
             text = flat[int(empty.nonzero()[0])][1]
             raise DataError(sentence(self.name, "outputs with a gradient", f"none for {text!r}", "Check the outputs"))
-        of = made.view(len(rows), self.samples, -1)
         unit = f"effective number of gradient directions, {self.dim} dimensions"
-        if self.scope == "per_input":
-            items = [g_vendi(one).item() for one in of]
-            yield mean_reading("g_vendi_per_input", items, better=1, unit=unit, axis="diversity")
-        else:
-            figures = torch.stack([g_vendi(one) for one in of.unbind(1)])
-            yield Reading("g_vendi_across_inputs", figures.mean().item(), (), 1, unit, "diversity")
+        yield self.reading("g_vendi", lambda one: g_vendi(torch.stack(list(one))).item(),
+                           [list(one) for one in made.view(len(rows), self.samples, -1)], unit)  # fmt: skip

@@ -20,8 +20,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from luthier.core import Card, Measure, MeasureContext, Needs, Reading, Row, Subject, component
-from luthier.measure.diversity._texts import check_scope, diversity, ngrams, words
+from luthier.core import Card, MeasureContext, Needs, Reading, Row, Subject, component
+from luthier.measure.diversity._texts import SetMeasure, ngrams, words
 
 CARD = Card(
     name="EAD",
@@ -66,7 +66,7 @@ def mean_ead(texts: Sequence[str], orders: int, vocabulary: int) -> float:
 
 @component(CARD)
 @dataclass(frozen=True, kw_only=True)
-class NGram(Measure):
+class NGram(SetMeasure):
     """orders: n-grams of length 1 .. orders; vocabulary: V, to be the same in all arms that are compared."""
 
     scope: Literal["per_input", "across_inputs"] = "per_input"
@@ -76,20 +76,7 @@ class NGram(Measure):
     temperature: Annotated[float, Gt(0)] = 1.0
     max_new: Annotated[int, Ge(1)] = 64
 
-    def __post_init__(self) -> None:
-        check_scope(self.scope, self.samples)
-
     def __call__(self, subject: Subject, rows: Sequence[Row], ctx: MeasureContext) -> Iterable[Reading]:
-        yield diversity(
-            "ead",
-            lambda texts: mean_ead(texts, self.orders, self.vocabulary),
-            subject,
-            rows,
-            ctx,
-            self.scope,
-            self.samples,
-            self.temperature,
-            self.max_new,
-            f"n = 1..{self.orders}, V = {self.vocabulary}",
-            self.name,
-        )
+        unit = f"n = 1..{self.orders}, V = {self.vocabulary}"
+        yield self.reading("ead", lambda texts: mean_ead(texts, self.orders, self.vocabulary),
+                           self.drawn(subject, rows, ctx), unit)  # fmt: skip

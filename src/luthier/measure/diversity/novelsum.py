@@ -23,10 +23,10 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from luthier.core import Card, Measure, MeasureContext, Needs, Reading, Row, Subject, component
+from luthier.core import Card, MeasureContext, Needs, Reading, Row, Subject, component
 from luthier.measure._embed import embedded, embedder
 from luthier.measure._rows import need
-from luthier.measure.diversity._texts import check_scope, diversity
+from luthier.measure.diversity._texts import SetMeasure
 from luthier.ops.novelty import local_density, novelsum
 
 CARD = Card(
@@ -57,7 +57,7 @@ CARD = Card(
 
 @component(CARD)
 @dataclass(frozen=True, kw_only=True)
-class NovelSum(Measure):
+class NovelSum(SetMeasure):
     """power: how fast the weight of farther outputs falls; density: power of the local density; neighbours: reference
     responses that measure it; samples: per prompt. Reading: novelsum_<scope>."""
 
@@ -69,9 +69,6 @@ class NovelSum(Measure):
     temperature: Annotated[float, Gt(0)] = 1.0
     max_new: Annotated[int, Ge(1)] = 64
 
-    def __post_init__(self) -> None:
-        check_scope(self.scope, self.samples)
-
     def __call__(self, subject: Subject, rows: Sequence[Row], ctx: MeasureContext) -> Iterable[Reading]:
         need(rows, ("prompt", "response"), self.name, least=1 if self.scope == "per_input" else 2)
         own = [str(row["response"]) for row in rows]
@@ -82,5 +79,4 @@ class NovelSum(Measure):
             return novelsum(x[: len(texts)], sigma, self.power).item()
 
         unit = f"mean novelty, power {self.power:g}, density {self.density:g}, {embedder(ctx)}"
-        yield diversity("novelsum", of, subject, rows, ctx, self.scope, self.samples, self.temperature, self.max_new,
-                        unit, self.name)  # fmt: skip
+        yield self.reading("novelsum", of, self.drawn(subject, rows, ctx), unit)

@@ -15,9 +15,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from luthier.core import Card, Measure, MeasureContext, Needs, Reading, Row, Subject, component
+from luthier.core import Card, MeasureContext, Needs, Reading, Row, Subject, component
 from luthier.measure._embed import embedded, embedder
-from luthier.measure.diversity._texts import check_scope, diversity
+from luthier.measure.diversity._texts import SetMeasure
 from luthier.ops.vendi import vendi
 
 CARD = Card(
@@ -39,7 +39,7 @@ CARD = Card(
 
 @component(CARD)
 @dataclass(frozen=True, kw_only=True)
-class Vendi(Measure):
+class Vendi(SetMeasure):
     """q: order of the entropy, 1 is Shannon's; samples: per prompt. Reading: vendi_<scope>."""
 
     scope: Literal["per_input", "across_inputs"] = "per_input"
@@ -48,20 +48,7 @@ class Vendi(Measure):
     temperature: Annotated[float, Gt(0)] = 1.0
     max_new: Annotated[int, Ge(1)] = 64
 
-    def __post_init__(self) -> None:
-        check_scope(self.scope, self.samples)
-
     def __call__(self, subject: Subject, rows: Sequence[Row], ctx: MeasureContext) -> Iterable[Reading]:
-        yield diversity(
-            "vendi",
-            lambda texts: float(vendi(embedded(texts, ctx, self.name), q=self.q)),
-            subject,
-            rows,
-            ctx,
-            self.scope,
-            self.samples,
-            self.temperature,
-            self.max_new,
-            f"effective number, q = {self.q:g}, {embedder(ctx)}",
-            self.name,
-        )
+        unit = f"effective number, q = {self.q:g}, {embedder(ctx)}"
+        yield self.reading("vendi", lambda texts: float(vendi(embedded(texts, ctx, self.name), q=self.q)),
+                           self.drawn(subject, rows, ctx), unit)  # fmt: skip
