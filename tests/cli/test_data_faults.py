@@ -29,7 +29,7 @@ DATA = {
     "broken JSON": (
         "a.jsonl",
         ROW * 3 + '{"prompt": "w1"\n' + ROW,
-        ("1 of 5 do not", "a.jsonl line 4: broken JSON", "data.on_bad: drop"),
+        ("1 of 5 does not", "a.jsonl line 4: broken JSON", "data.on_bad: drop"),
     ),
     "two broken lines": (
         "a.jsonl",
@@ -49,7 +49,7 @@ DATA = {
     "a row without a column": (
         "a.jsonl",
         ROW * 3 + '{"prompt": "w1"}\n',
-        ("1 of 4 do not", "a.jsonl line 4", "'response' is missing"),
+        ("1 of 4 does not", "a.jsonl line 4", "'response' is missing"),
     ),
     "a null": ("a.jsonl", ROW * 2 + '{"prompt": "w1", "response": null}\n', ("line 3", "response")),
     "another encoding": (
@@ -111,7 +111,7 @@ def test_a_row_longer_than_the_context(tried, tmp_path, place):
     raw = ROW * 5 + json.dumps({"prompt": "w1", "response": " ".join(WORDS * 2)}) + "\n" + ROW * 5
     data = {**bad_data(tmp_path, "a.jsonl", raw), "holdout": 0}
     tried(
-        "at most 64 tokens per row", "1 of 11 rows are longer: a.jsonl line 6 has 85", "set data.truncation", data=data
+        "at most 64 tokens per row", "1 of 11 rows is longer: a.jsonl line 6 has 85", "set data.truncation", data=data
     )
     for how, rows in (("drop", 10), ("right", 11), ("prompt", 10)):
         recipe = write_recipe(tmp_path / "cut.yaml", sound(place, data={**data, "truncation": how}))

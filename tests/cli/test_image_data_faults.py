@@ -79,7 +79,7 @@ def test_check_and_preview_name_what_cannot_be_used(what, model, tmp_path):
 def test_a_table_from_windows_is_read(tmp_path):
     table = '\ufefffile_name,text\r\na.png,"red square"\r\n'.encode()
     recipe = recipe_of(tmp_path, {"a.png": png(), "metadata.csv": table})
-    assert f"data: 1 images of 16x16 from {tmp_path / 'data'}, 1 with captions" in luthier("check", recipe).out
+    assert f"data: 1 image of 16x16 from {tmp_path / 'data'}, 1 with a caption" in luthier("check", recipe).out
 
 
 def test_captions_alone_serve_an_objective_that_draws_its_images(tmp_path):
@@ -95,11 +95,11 @@ def test_pairs_of_images_are_read_as_pairs(tmp_path):
     table = tmp_path / "data" / "t.jsonl"
     ran = luthier("check", recipe, "--set", f"data.train={table}")
     assert ran.code == 0, ran.err
-    assert f"data: 1 pairs of images from {table}" in ran.out
+    assert f"data: 1 pair of images from {table}" in ran.out
     table.write_bytes(row.replace(b"b.png", b"c.png"))
     refused(luthier("check", recipe, "--set", f"data.train={table}"), "t.jsonl line 1: there is no file c.png")
 
 
 def test_digits_need_no_captions(tmp_path):
     recipe = recipe_of(tmp_path, {"a.png": png(8, "L")}, model="lab:image/digits")
-    assert "1 images of 8x8" in luthier("check", recipe).out
+    assert "1 image of 8x8" in luthier("check", recipe).out

@@ -194,7 +194,7 @@ def test_a_public_repository_is_refused_unless_asked_for(hub, run):
     assert "commit" not in seen
     ran = luthier("push", run, REPO, "--public")
     assert ran.code == 0, ran.err
-    assert "1 files that are there already stay, such as old.bin" in ran.out
+    assert "1 file that is there already stays, such as old.bin" in ran.out
 
 
 @pytest.mark.parametrize(("code", "words"), [(401, "Log in with a token"), (403, "may write"), (500, "answer 500")])

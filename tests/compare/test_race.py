@@ -195,7 +195,7 @@ def test_the_number_of_runs_is_told_before(tmp_path):
 
 
 def test_what_cannot_race_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="a race requires two arms and different rates; got 1 arms"):
+    with pytest.raises(ConfigError, match="a race requires two arms and different rates; got 1 arm"):
         run(tmp_path, arms=("base",))
     with pytest.raises(ConfigError, match="different rates"):
         run(tmp_path, rates=(0.1, 0.1))

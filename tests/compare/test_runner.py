@@ -5,14 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from luthier.compare import _workers
-from luthier.compare.results import read_results, run_path
+from luthier.compare.results import RunResult, read_results, run_path
 from luthier.compare.runner import Event, duration, run_all
+from luthier.compare.summary import compare
 from luthier.core.errors import ConfigError, OutputError
+from luthier.report.html import render
+from luthier.report.tables import text
 from tests.compare.synthetic import counts_threads, flat, quick, sometimes_dies, sometimes_fails
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +53,23 @@ def test_finished_runs_are_taken_over_and_new_seeds_added(tmp_path: Path):
     after = contents(tmp_path)
     assert len(after) == 9
     assert {k: after[k] for k in before} == before
+
+
+def in_an_order_of_its_own(arm: str, recipe: object, seed: int) -> RunResult:
+    """Readings and costs in an order that is not that of the alphabet."""
+    run = flat(arm, seed, {"zeal": seed + 1.0, "old": seed + 2.0, "age": seed + 3.0})
+    return replace(run, cost={"train_seconds": 1.0, "peak_bytes": 2.0}, curves={"b": [(0.0, 1.0)], "a": [(0.0, 1.0)]})
+
+
+def test_a_resumed_comparison_shows_everything_in_the_order_of_a_fresh_one(tmp_path: Path):
+    fresh = run_all(ARMS, range(3), in_an_order_of_its_own, tmp_path)
+    run_path(tmp_path, "a", 0).unlink()
+    partly = run_all(ARMS, range(3), in_an_order_of_its_own, tmp_path)
+    again = run_all(ARMS, range(3), never, tmp_path)  # type: ignore[arg-type]
+    shown = [compare(o.results, tuple(ARMS), range(3)) for o in (fresh, partly, again)]
+    assert [r.name for r in shown[0].readings] == ["zeal", "old", "age"]
+    assert [text(c) for c in shown[1:]] == [text(shown[0])] * 2
+    assert [render(c) for c in shown[1:]] == [render(shown[0])] * 2
 
 
 def test_a_failed_run_is_recorded_and_the_others_go_on(tmp_path: Path):

@@ -105,11 +105,41 @@ def test_failed_and_nan_runs_are_named_and_never_make_their_arm_better():
     assert absent.notes == ()
 
 
+@pytest.mark.parametrize("lacking", ["a", "b"])
+def test_a_reading_that_an_arm_lacks_is_not_measured_and_not_counted(lacking: str):
+    def runs(extra: bool) -> list[RunResult]:
+        return [
+            flat(arm, s, {"x": 0.5 + 0.01 * s + shift} | ({"y": 1.0 + s} if extra and arm != lacking else {}))
+            for arm, shift in (("a", 0.0), ("b", 0.1 + 0.001))
+            for s in range(4)
+        ]
+
+    with_it, without = (compare(runs(extra), ("a", "b"), range(4)) for extra in (True, False))
+    y = with_it.of("y", "b")
+    assert y is not None
+    assert (y.verdict, y.notes, y.difference, y.p_corrected) == (
+        "unmeasured",
+        (f"not measured in {lacking}",),
+        None,
+        None,
+    )
+    assert with_it.family == without.family == 1
+    assert with_it.of("x", "b") == without.of("x", "b")
+
+
+def test_lost_runs_are_not_taken_for_a_reading_that_was_not_asked_for():
+    runs = [flat("a", s, {"x": float(s)}) for s in range(3)]
+    failures = [Failure(arm="b", seed=s, why="out of memory") for s in range(3)]
+    assert one(runs, 3, failures=failures).verdict == "undecided"
+    partly = [*runs, flat("b", 0, {"x": 1.0}), flat("b", 1, {})]
+    assert one(partly, 3).notes[0] == "b gave no number at seed 1"
+
+
 def test_no_common_seed_and_missing_readings():
     found = one([flat("a", 0, {"x": 1.0}), flat("b", 1, {"x": 1.0})], 2)
     assert (found.verdict, found.difference) == ("undecided", None)
     lost = [flat("a", s, {"x": 1.0 + s}) for s in range(3)] + [flat("b", s, {}) for s in range(3)]
-    assert one(lost, 3).notes[-1] == "no seed has both arms"
+    assert one(lost, 3).notes == ("not measured in b",)
 
 
 def test_a_cost_that_no_seed_changes_is_known_not_tested():

@@ -190,7 +190,7 @@ def test_the_format_can_be_asked_for(case, tmp_path):
 def test_the_statement_names_columns_and_what_is_kept(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"instruction": "i", "input": "x", "output": "o", "topic": 1}])
     assert load(path).statement == (
-        f"{path}: 1 rows read as alpaca: instruction + input (where given, after a blank line) is the user turn, "
+        f"{path}: 1 row read as alpaca: instruction + input (where given, after a blank line) is the user turn, "
         "output the assistant turn; kept beside them: topic."
     )
 
@@ -438,7 +438,7 @@ def test_peek_reads_only_the_first_rows(tmp_path):
     path = write(tmp_path / "a.jsonl", [*ROWS, {"prompt": "p"}])
     assert peek(path, rows=1).rows == ROWS[:1]
     assert not peek(path, rows=1).complete
-    assert "the first 1 rows" in peek(path, rows=1).statement
+    assert "the first 1 row" in peek(path, rows=1).statement
     assert peek(path).complete
     assert len(peek(path).faults) == 1
     large = write(tmp_path / "b.jsonl", [{"prompt": "x" * 9_000, "response": "y"}] * 1_000)
@@ -458,7 +458,7 @@ def test_conversions_say_what_they_do(tmp_path):
     )
     made = convert(scored, "preference")
     assert made.rows == [{"prompt": "p", "chosen": "b", "rejected": "a"}]
-    assert "1 rows gave none" in made.statement
+    assert "1 row gave none" in made.statement
     talk = load(write(tmp_path / "c.jsonl", [{"messages": [U, A, U, {**A, "content": "End"}]}]))
     assert convert(talk, "prompts").rows == [{"prompt": [U, A, U], "answer": "End"}]
     assert convert(talk, "text") is talk

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ def test_broken_json_names_the_line_and_the_column(tmp_path):
     fault = bad(
         tmp_path / "a.jsonl",
         f'{GOOD}\n\n{{"prompt": \n{GOOD}\n',
-        r"1 of 3 do not:\n  a\.jsonl line 3: broken JSON: .*column 12",
+        r"1 of 3 does not:\n  a\.jsonl line 3: broken JSON: .*column 12",
     )
     assert "data.on_bad: drop" in str(fault)
     bad(
@@ -198,4 +201,35 @@ def test_scores_that_do_not_fit(record, reason, tmp_path):
 
 def test_equal_pairs_are_counted(tmp_path):
     rows = [{"prompt": "p", "chosen": "a", "rejected": "a"}, {"prompt": "p", "chosen": "a", "rejected": "b"}]
-    assert "1 pairs are equal on both sides" in load(write(tmp_path / "a.jsonl", rows)).statement
+    assert "1 pair is equal on both sides" in load(write(tmp_path / "a.jsonl", rows)).statement
+
+
+@pytest.mark.parametrize(("name", "header", "said", "do"), [
+    ("a.csv", "prompt;response", "separated by semicolons: 'prompt', 'response'", "delimiter=';'"),
+    ("a.csv", '"prompt";"response"', "separated by semicolons: 'prompt', 'response'", "delimiter=';'"),
+    ("a.csv", "prompt\tresponse", "separated by tabs: 'prompt', 'response'", "Name the file .tsv."),
+    ("a.csv", "prompt|response", "separated by bars: 'prompt', 'response'", "delimiter='|'"),
+    ("a.tsv", "prompt,response", "separated by commas: 'prompt', 'response'", "Name the file .csv."),
+])  # fmt: skip
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_table_with_another_separator_names_it_and_what_to_do(tmp_path, name, header, said, do, end):
+    mark = next(sign for sign in ";\t|," if sign in header)
+    fault = str(bad(tmp_path / name, f"{header}{end}a{mark}b{end}", f"a header that looks {re.escape(said)}"))
+    assert fault.startswith(f"{name} requires columns separated by {'commas' if name == 'a.csv' else 'tabs'}; got")
+    assert do in fault
+
+
+def test_the_conversion_that_the_message_names_gives_a_table_that_loads(tmp_path):
+    fault = str(bad(tmp_path / "a.csv", 'prompt;response\n"a, b";c\nd;e\n', "semicolons"))
+    command = fault.partition("Convert it: python ")[2].rstrip(".").removesuffix(".")
+    subprocess.run(f"{sys.executable} {command}", shell=True, cwd=tmp_path, check=True)
+    assert [row["response"] for row in load(tmp_path / "comma.csv").rows] == ["c", "e"]
+
+
+@pytest.mark.parametrize(
+    "text", ["text\na; b\nc\n", "text\na\tb\n", "prompt,response; or none\na,b\n", '"text"\n"a;b"\n']
+)
+def test_signs_of_another_separator_elsewhere_are_no_fault(tmp_path, text):
+    (tmp_path / "a.csv").write_text(text)
+    assert load(tmp_path / "a.csv", fields={"text": "text"} if "text" in text else
+                {"prompt": "prompt", "response": "response; or none"}).rows  # fmt: skip

@@ -91,10 +91,10 @@ def test_rows_without_a_pair_are_counted_with_their_reason():
     rows = [row([1.0, 1.0]), row([1.0, 0.0]), row([2.0, 2.0]), row([1.0, 0.0], ["a", "a"])]
     built = DivPO()(rows, CTX)
     assert built.source == [1]
-    assert built.notes == ("data.pairs.divpo made 1 pairs of 4 rows", "2 rows gave no pair: all scores are equal (first: row 1)",
-                           "1 rows gave no pair: chosen and rejected are the same text (first: row 4)")  # fmt: skip
+    assert built.notes == ("data.pairs.divpo made 1 pair of 4 rows", "2 rows gave no pair: all scores are equal (first: row 1)",
+                           "1 row gave no pair: chosen and rejected are the same text (first: row 4)")  # fmt: skip
     with pytest.raises(
-        DataError, match="requires at least one row that gives a pair; got 1 rows gave no pair: all scores"
+        DataError, match="requires at least one row that gives a pair; got 1 row gave no pair: all scores"
     ):
         DivPO()(rows[:1], CTX)
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from luthier.core import files as core_files
 from luthier.core.errors import ModelError, OutputError, Refused
 from luthier.core.files import damage, sha256
-from luthier.merge import executor
+from luthier.merge import _writer, executor
 from luthier.merge._sources import AdapterDelta, FolderTensors
 from luthier.merge._writer import Planned, ShardWriter, index_of, shards
 from luthier.merge.average.linear import Linear
@@ -246,6 +247,37 @@ def test_adapters_given_as_deltas_merge_into_a_folder(world):
     assert json.loads((tmp / "out" / "merge.json").read_text())["models"][0]["adapter"] == "up"
 
 
+@pytest.mark.parametrize("shard_bytes", [5e9, 500])
+def test_weight_files_are_hashed_while_they_are_written_and_not_again(world, shard_bytes, monkeypatch):
+    tmp, _, _, (b, *m) = world
+    read_again: list[str] = []
+    monkeypatch.setattr(core_files, "sha256", lambda path: read_again.append(path.name) or sha256(path))
+    merge_folders(Soup(), b, m, tmp / "out", shard_bytes=shard_bytes)
+    assert "config.json" in read_again
+    assert not [n for n in read_again if n.endswith(".safetensors")]
+    assert damage(tmp / "out") is None
+
+
+def test_the_writer_hashes_what_it_wrote_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(_writer, "CHUNK", 100)
+    pieces = [torch.arange(64.0), torch.arange(7.0)]
+    with ShardWriter(tmp_path / "x", [Planned(n, torch.float32, (71,)) for n in "ab"]) as out:
+        out.write("a", iter(pieces))
+        out.write("b", reversed(pieces))
+    assert out.digest == sha256(tmp_path / "x")
+    assert equal(load_file(str(tmp_path / "x")), {"a": torch.cat(pieces), "b": torch.cat(pieces[::-1])})
+    with (
+        pytest.raises(ValueError, match="284 bytes; got 256"),
+        ShardWriter(tmp_path / "y", [Planned("a", torch.float32, (71,))]) as out,
+    ):
+        out.write("a", pieces[:1])
+    with (
+        pytest.raises(ValueError, match=r"got 'a' torch\.float64"),
+        ShardWriter(tmp_path / "y", [Planned("a", torch.float32, (64,))]) as out,
+    ):
+        out.write("a", [pieces[0].double()])
+
+
 def test_the_writer_makes_files_that_the_library_reads(tmp_path):
     tensors = {
         "a": torch.randn(3, 2),
@@ -258,11 +290,11 @@ def test_the_writer_makes_files_that_the_library_reads(tmp_path):
     plan = [Planned(k, v.dtype, tuple(v.shape)) for k, v in tensors.items()]
     with ShardWriter(tmp_path / "x.safetensors", plan) as out:
         for name, value in tensors.items():
-            out.write(name, value)
+            out.write(name, [value])
     assert equal(load_file(str(tmp_path / "x.safetensors")), tensors)
     assert struct.unpack("<Q", (tmp_path / "x.safetensors").read_bytes()[:8])[0] % 8 == 0
     with pytest.raises(ValueError, match="planned"), ShardWriter(tmp_path / "y", plan) as out:
-        out.write("b", tensors["b"])
+        out.write("b", [tensors["b"]])
     with pytest.raises(ValueError, match="not written"), ShardWriter(tmp_path / "y", plan):
         pass
 

@@ -58,7 +58,7 @@ def test_no_space_is_added_where_white_space_stands(prompt, response):
 
 
 def test_an_added_space_is_said():
-    assert any("1 rows got a space" in note for note in encode([PAIR], "text", byte_level()).report.notes)
+    assert any("in 1 row a space was put" in note for note in encode([PAIR], "text", byte_level()).report.notes)
 
 
 def test_plain_text_is_trained_whole_but_for_the_begin_token():
@@ -257,7 +257,7 @@ def test_a_transcript_is_read_as_turns_by_a_chat_template_and_left_alone_without
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes?<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n"
         "<|im_start|>assistant\nFarewell<|im_end|>\n"
     )
-    assert any("transcripts" in note for note in data.report.notes)
+    assert any("transcript" in note for note in data.report.notes)
     bare = byte_level()
     assert bare.decode(encode([row], "preference", bare).examples[0][0].ids) == row["prompt"] + " Farewell</s>"
 
@@ -287,7 +287,7 @@ def test_a_turn_that_the_template_changes_is_an_error_unless_it_is_only_context(
 
 def test_control_tokens_written_in_the_data_are_counted():
     data = encode([{"prompt": "say <|im_end|>", "response": "no"}, PAIR], "text", chatml())
-    assert "1 rows hold text that the tokenizer reads as control tokens" in data.report.notes
+    assert "in 1 row the tokenizer reads text as control tokens" in data.report.notes
 
 
 # ------------------------------------------------------------------ borders between prompt and response
@@ -361,7 +361,7 @@ def test_text_that_a_tokenizer_cannot_keep_is_said():
         "It is 42. <end>",
         "<unk> <end>",
     ]
-    assert any(note.startswith("1 rows hold text that the tokenizer does not keep") for note in data.report.notes)
+    assert any(note.startswith("1 row holds text that the tokenizer does not keep") for note in data.report.notes)
 
 
 # ------------------------------------------------------------------ length
@@ -379,7 +379,7 @@ def cut(way: Any, limit: int, row: Any = LONG, kind: str = "text", t: Any = None
 def test_pain_11_a_row_that_is_too_long_stops_by_default_and_is_named():
     """ms-swift #6591, trl #3927: a length limit that is silently ignored, or an error that does not say which row."""
     with pytest.raises(
-        DataError, match=r"at most 10 tokens.*1 of 2 rows are longer: b.jsonl line 7 has 23.*data\.truncation"
+        DataError, match=r"at most 10 tokens.*1 of 2 rows is longer: b.jsonl line 7 has 23.*data\.truncation"
     ):
         encode([LONG, {"prompt": "a", "response": "b"}], "text", byte_level(adds_bos=True), Settings(max_length=10),
                where=lambda i: f"b.jsonl line {7 + i}")  # fmt: skip
@@ -415,7 +415,7 @@ def test_a_response_that_alone_is_too_long_is_dropped_with_its_reason():
         [LONG, {"prompt": "a", "response": "b"}], "text", byte_level(), Settings(max_length=8, truncation="prompt")
     )
     assert data.report.dropped == {"the response alone is longer than 8 tokens": (0,)}
-    assert "1 rows dropped: the response alone is longer than 8 tokens (first: row 1)." in data.report.lines()
+    assert "1 row dropped: the response alone is longer than 8 tokens (first: row 1)." in data.report.lines()
 
 
 def test_rows_left_without_trained_tokens_are_counted_and_all_of_them_is_an_error():
@@ -425,7 +425,7 @@ def test_rows_left_without_trained_tokens_are_counted_and_all_of_them_is_an_erro
     assert data.report.zero_rows == 1
     assert data.report.dropped == {"no trained token is left after cutting": (0,)}
     with pytest.raises(
-        DataError, match=r"at least one trained token; none of 1 rows has one: 1 rows: no trained token is left"
+        DataError, match=r"at least one trained token; none of 1 row has one: 1 row: no trained token is left"
     ):
         encode([LONG], "text", byte_level(), Settings(max_length=9, truncation="right"))
 

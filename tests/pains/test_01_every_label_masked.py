@@ -21,7 +21,7 @@ def test_a_run_whose_rows_train_nothing_is_refused_before_the_first_step(tmp_pat
 def test_single_rows_that_train_nothing_are_counted_where_others_do(tmp_path):
     made = ready(tmp_path, chatml(), [turns(2, off=(0, 1)), *[turns(1)] * 7])
     assert len(made.encoded.examples) == 7
-    assert any("1 rows" in n and "no trained token" in n for n in made.notes)
+    assert any("1 row " in n and "no trained token" in n for n in made.notes)
 
 
 def test_cutting_that_leaves_no_answer_is_refused_too(tmp_path):

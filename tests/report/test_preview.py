@@ -79,7 +79,7 @@ def test_terminal_shows_statement_counts_titles_and_text():
     rows = [{"prompt": "abcdefgh" * 9, "response": "yes"}, {"prompt": "q", "response": "z" * 300}]
     data = encode(rows, "text", t, Settings(max_length=60, truncation="prompt"))
     out = shown(preview_terminal(data, t, 2, "rows.jsonl: 2 rows read as prompt/response."))
-    wanted = ("rows.jsonl: 2 rows read", "1 rows cut", "0 rows without a trained token", "1 rows dropped",
+    wanted = ("rows.jsonl: 2 rows read", "1 row cut", "0 rows without a trained token", "1 row dropped",
               "row 1: 60 tokens, 4 trained", "tokens cut off", "yes<|im_end|>", "Legend")  # fmt: skip
     for said in wanted:
         assert said in out

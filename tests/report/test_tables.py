@@ -6,6 +6,7 @@ from rich.console import Console
 
 from luthier.compare.summary import compare
 from luthier.report.content import Failure
+from luthier.report.html import render
 from luthier.report.tables import plain, print_summary, text
 from tests.compare.synthetic import RECIPES, flat, runs_of
 
@@ -59,3 +60,31 @@ def test_streams_without_such_signs_get_plain_text():
     out = io.StringIO()
     print_summary(C, Console(file=out, width=100))
     assert "▲ better" in out.getvalue()
+
+
+def test_a_reading_that_an_arm_lacks_says_so_in_the_terminal_the_log_and_the_page():
+    only = {"a": {}, "b": {"y": 1.0}, "c": {"z": 2.0}}
+    runs = [
+        flat(a, s, {"x": 0.5 + 0.01 * s, **{n: v + s for n, v in more.items()}})
+        for a, more in only.items()
+        for s in range(3)
+    ]
+    c = compare(runs, tuple(only), range(3))
+    shown, logged, page = text(c), plain(c), render(c)
+    (y,) = [line for line in shown.splitlines() if line.startswith("  y ")]
+    assert y.split("  ")[1].startswith("y")
+    assert y.count("not measured") == 2
+    assert "not measured in a and c" in logged
+    rows = {tuple(line.split("\t")[1:3]): line.split("\t")[3:] for line in logged.splitlines() if "\t" in line}
+    assert rows["y", "a"] == ["not measured", "baseline"]
+    assert (rows["y", "b"][0][0], rows["y", "b"][1:]) == ("2", ["-", "not measured in a"])
+    assert rows["y", "c"] == ["not measured", "-", "not measured in a and c"]
+    assert shown.count("undecided") == page.count('class="verdict undecided"') - 1 == 0
+    assert "not measured in a" in shown
+    assert "not measured in a and c" in page
+    assert "corrected for 2 comparisons" in shown
+    assert c.family == 2
+
+
+def test_a_page_without_gaps_does_not_explain_them():
+    assert "not measured" not in render(C)

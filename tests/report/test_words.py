@@ -30,6 +30,10 @@ def test_numbers_for_people():
     assert number(-math.inf) == "\u2212∞"
     assert quantity(90.0, "peak_bytes") == "90 B"
     assert quantity(8000.0, "seconds") == "2.22 h"
+    assert quantity(789_760.0, "train_tokens") == "790k tokens"
+    assert quantity(807_808.0, "trained_parameters") == "808k parameters"
+    assert quantity(400.0, "forwards_reference") == "400 forward passes"
+    assert quantity(1500.0, "tokens_per_second") == "1,500 tokens/s"
     assert digits_for(0.0, math.nan) == 3
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import typer
 
 from luthier.cli._run import quiet
-from luthier.core.errors import ConfigError, OutputError, Refused, sentence
+from luthier.core.errors import ConfigError, OutputError, Refused, counted, sentence
 
 KINDS = ("model", "adapter")
 
@@ -44,7 +44,7 @@ def push_run(folder: Path, repo: str, what: str, public: bool, dry_run: bool, me
     for name, size in load.sizes().items():
         typer.echo(f"  {size:>14,} bytes  {name}")
     total, seen = sum(load.sizes().values()), "public" if public else "private"
-    typer.echo(f"{len(load.sizes())} files, {total:,} bytes, to the {seen} repository {repo} at {hub}")
+    typer.echo(f"{counted(len(load.sizes()), 'file')}, {total:,} bytes, to the {seen} repository {repo} at {hub}")
     for note in load.notes:
         typer.echo(f"note: {note}")
     if dry_run:
@@ -156,7 +156,8 @@ def send(load: Load, public: bool, message: str) -> str:
             )
         stay = sorted({s.rfilename for s in info.siblings or []} - load.sizes().keys() - {".gitattributes"})
         if stay:
-            typer.echo(f"note: {len(stay)} files that are there already stay, such as {stay[0]}")
+            kept = counted(len(stay), "file that is there already stays", "files that are there already stay")
+            typer.echo(f"note: {kept}, such as {stay[0]}")
         return str(api.create_commit(repo, files, commit_message=message).commit_url)
 
 

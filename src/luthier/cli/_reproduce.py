@@ -8,7 +8,7 @@ import typer
 
 from luthier.catalogue.index import verdicts
 from luthier.cli._run import quiet
-from luthier.core.errors import ConfigError
+from luthier.core.errors import ConfigError, counted
 from luthier.core.streams import python_stream
 
 
@@ -43,9 +43,9 @@ def reproduce_claims(name: str | None, every: bool, sample: int, commit: bool, l
     for one in chosen:
         typer.echo(f"{one}:")
         result = reproduce(one, typer.echo)
-        r = result["result"]
+        r, seeds = result["result"], counted(len(result["seeds"]), "seed")
         typer.secho(f"  {result['verdict'].upper()}: {result['expect']} on {result['measure']}: {r['difference']:+.4g} "
-                    f"[{r['low']:+.4g}, {r['high']:+.4g}] over {len(result['seeds'])} seeds, {result['seconds']} s", bold=True)  # fmt: skip
+                    f"[{r['low']:+.4g}, {r['high']:+.4g}] over {seeds}, {result['seconds']} s", bold=True)  # fmt: skip
         for also in result["also"]:
             typer.echo(
                 f"  also {also['expect']}: {also['verdict']} {also['difference']:+.4g} [{also['low']:+.4g}, {also['high']:+.4g}]"

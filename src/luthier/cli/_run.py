@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from luthier.core.errors import OutputError, sentence
+from luthier.core.errors import OutputError, counted, sentence
 from luthier.core.files import read_json
 from luthier.recipes.recipe import parse, parse_sets, read
 from luthier.report.words import quantity
@@ -54,7 +54,9 @@ def run_recipe(path: Path, out: Path | None, sets: list[str], resume: bool) -> N
         )
         raise typer.Exit(3)
     _readings([{"name": r.name, "value": r.value, "unit": r.unit, "axis": r.axis} for r in finished.readings])
-    typer.echo(f"{finished.outcome.steps} steps in {finished.cost['train_seconds']:.1f} s; everything is in {target}")
+    typer.echo(
+        f"{counted(finished.outcome.steps, 'step')} in {finished.cost['train_seconds']:.1f} s; everything is in {target}"
+    )
 
 
 def accelerator_for(precision: str, tracker: str = "none", out: Path = Path()) -> Any:

@@ -9,7 +9,7 @@ import typer
 
 from luthier.cli._compare import listed, seeds_of, show
 from luthier.cli._run import quiet
-from luthier.core.errors import ConfigError
+from luthier.core.errors import ConfigError, counted
 from luthier.recipes.recipe import parse_sets, read
 
 if TYPE_CHECKING:
@@ -91,13 +91,14 @@ def planned(field: Field, ladder: Ladder, grid: tuple[float, ...], whole: bool) 
     train = field.arms[field.baseline]["train"]
     full, unit = (train["epochs"], "epochs") if "epochs" in train else (train["steps"], "steps")
     sizes = ladder.sizes(len(field.arms), len(grid))
-    said = [f"suite {field.suite}: {len(field.arms)} arms, {len(grid)} learning rates ({', '.join(f'{r:g}' for r in grid)}), "
+    rates = counted(len(grid), "learning rate")
+    said = [f"suite {field.suite}: {counted(len(field.arms), 'arm')}, {rates} ({', '.join(f'{r:g}' for r in grid)}), "
             f"judged by {field.judge.words()}", f"data: {field.statement}"]  # fmt: skip
     for n, (share, count) in enumerate(zip(ladder.shares, ladder.counts, strict=True), 1):
         said.append(
-            f"rung {n}: {sizes[n - 1]} configurations x {count} seed{'s' * (count > 1)}, {full * share:g} {unit}"
+            f"rung {n}: {counted(sizes[n - 1], 'configuration')} x {counted(count, 'seed')}, {full * share:g} {unit}"
         )
-    said.append(f"last comparison: {sizes[-1]} arms x {len(ladder.seeds)} seeds, {full:g} {unit}")
+    said.append(f"last comparison: {counted(sizes[-1], 'arm')} x {counted(len(ladder.seeds), 'seed')}, {full:g} {unit}")
     said.append(f"{ladder.runs(len(field.arms), len(grid))} runs in all")
     if whole:
         from luthier.report.content import Race

@@ -15,7 +15,7 @@ from typing import Any
 
 from luthier.compare.results import RunResult
 from luthier.compare.runner import Event, Outcome, run_all
-from luthier.core.errors import ConfigError, LuthierError, Refused, sentence
+from luthier.core.errors import ConfigError, LuthierError, Refused, counted, sentence
 from luthier.report.content import Failure, RaceLine, RaceRung
 
 FIRST_CHOOSING_SEED = 1000
@@ -154,14 +154,14 @@ def race(
     """
     if len(arms) < 2 or not rates or len(set(rates)) < len(rates):
         raise ConfigError(
-            sentence("a race", "two arms and different rates", f"{len(arms)} arms, {list(rates)}", "Name more")
+            sentence("a race", "two arms and different rates", f"{counted(len(arms), 'arm')}, {list(rates)}", "Name more")
         )
     tell, raced, baseline = on_rung or (lambda words: None), Raced(judge), next(iter(arms))
     going = [Configuration(a, r) for a in arms for r in rates]
     for n, (share, seeds) in enumerate(ladder.rungs(), 1):
-        s = "s" if len(seeds) > 1 else ""
         tell(
-            f"rung {n} of {len(ladder.shares)}: {len(going)} configurations, {share:.0%} of the steps, {len(seeds)} seed{s}"
+            f"rung {n} of {len(ladder.shares)}: {counted(len(going), 'configuration')}, {share:.0%} of the steps, "
+            f"{counted(len(seeds), 'seed')}"
         )
         recipes = {str(c): configure(arms[c.arm], c.rate, share) for c in going}
         outcome = run_all(recipes, seeds, run_one, Path(out) / "rungs" / str(n), processes, on_event, ray=ray)
@@ -174,7 +174,9 @@ def race(
         lines, going = judged(going, seeds, outcome, judge, baseline, ladder.finalists if last else keep, last)
         raced.rungs.append(RaceRung(share=share, seeds=seeds, lines=tuple(lines)))
     raced.finalists = going
-    tell(f"last comparison: {len(going)} arms, all steps, {len(ladder.seeds)} seeds that chose nothing")
+    tell(
+        f"last comparison: {counted(len(going), 'arm')}, all steps, {counted(len(ladder.seeds), 'seed')} that chose nothing"
+    )
     recipes = {c.arm: configure(arms[c.arm], c.rate, None) for c in going}
     raced.outcome = run_all(recipes, ladder.seeds, run_one, Path(out), processes, on_event, ray=ray)
     raced.interrupted = raced.outcome.interrupted

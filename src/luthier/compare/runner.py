@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from luthier.compare._workers import Executor, InTurn, Job, Processes, RunOne, Trouble, check_sendable
 from luthier.compare.results import RunResult, check_names, key_of, read_result, run_path, write_result
-from luthier.core.errors import CheckpointError, ConfigError, OutputError
+from luthier.core.errors import CheckpointError, ConfigError, OutputError, counted
 from luthier.core.files import write_json
 from luthier.report.content import Failure
 
@@ -192,7 +192,7 @@ def _check(arms: Mapping[str, Any], seeds: Sequence[int], processes: int | Liter
     check_names(arms)
     if not arms or not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(
-            f"a comparison requires arms and different seeds; got {len(arms)} arms and seeds {list(seeds)}. Name them."
+            f"a comparison requires arms and different seeds; got {counted(len(arms), 'arm')} and seeds {list(seeds)}. Name them."
         )
     if processes != "auto" and processes < 1:
         raise ConfigError(f"processes requires a number from 1 on, or 'auto'; got {processes}. Give one.")

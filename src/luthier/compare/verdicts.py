@@ -43,7 +43,10 @@ class Design:
 
 @dataclass(frozen=True)
 class Pair:
-    """One reading of two arms over the seeds where both have it; `lost` are arms with runs that gave no number."""
+    """One reading of two arms over the seeds where both have it.
+
+    lost: arms with runs that gave no number. without: arms whose finished runs do not have this reading at all.
+    """
 
     info: ReadingInfo
     arm: str
@@ -54,6 +57,7 @@ class Pair:
     items: Array | None
     lost: frozenset[str]
     notes: tuple[str, ...]
+    without: tuple[str, ...] = ()
 
     @property
     def equal(self) -> bool:
@@ -107,10 +111,17 @@ def _items(pairs: Sequence[tuple[Reading, Reading]]) -> tuple[Array | None, str]
     return values[:, 1] - values[:, 0], ""
 
 
+def _lacks(reading: str, arm: str, runs: Runs) -> bool:
+    """Whether the arm has finished runs, and none of them took this reading."""
+    mine = [run for (a, _), run in runs.items() if a == arm]
+    return bool(mine) and not any(reading in run.readings for run in mine)
+
+
 def pair_up(
     info: ReadingInfo, baseline: str, arm: str, runs: Runs, seeds: Sequence[int], failed: set[tuple[str, int]]
 ) -> Pair:
     """Line up one reading of two arms by seed."""
+    without = tuple(a for a in (baseline, arm) if _lacks(info.name, a, runs))
     both: list[tuple[int, Reading, Reading]] = []
     lost: set[str] = set()
     notes: list[str] = []
@@ -121,14 +132,16 @@ def pair_up(
             both.append((seed, usable[baseline], usable[arm]))
             continue
         for a in (baseline, arm):
-            if (a, seed) in failed or (a in found and a not in usable):
+            if not without and ((a, seed) in failed or (a in found and a not in usable)):
                 lost.add(a)
                 notes.append(f"{a} gave no number at seed {seed}")
     items, why = _items([(a, b) for _, a, b in both])
     first = np.array([a.value for _, a, _ in both], np.float64)
     second = np.array([b.value for _, _, b in both], np.float64)
     notes += [why] if why else []
-    return Pair(info, arm, baseline, tuple(s for s, _, _ in both), first, second, items, frozenset(lost), tuple(notes))
+    return Pair(
+        info, arm, baseline, tuple(s for s, _, _ in both), first, second, items, frozenset(lost), tuple(notes), without
+    )
 
 
 def _p(pair: Pair, stats: Paired, about: str) -> float:
@@ -161,6 +174,8 @@ def _one_seed(pair: Pair, stats: Paired) -> str:
 
 def judge(pair: Pair, stats: Paired | None, decided: bool, about: str) -> tuple[Verdict, tuple[str, ...]]:
     """Verdict on one pair and the notes that belong to it; `decided`: its corrected test excludes zero."""
+    if pair.without:
+        return "unmeasured", (f"not measured in {' and '.join(pair.without)}",)
     if stats is None:
         return "undecided", ("no seed has both arms",)
     if pair.equal:
@@ -266,7 +281,7 @@ def differences(
         )
     pairs = [pair_up(i, base, a, table, seeds, failed) for i in readings for base, a in chosen]
     stats = [paired(c.first, c.second, c.items) if c.seeds else None for c in pairs]
-    family = [k for k, c in enumerate(pairs) if c.info.better != 0 and not c.known]
+    family = [k for k, c in enumerate(pairs) if c.info.better != 0 and not c.known and not c.without]
     raw = [_p(pairs[k], s, design.about) if (s := stats[k]) is not None else 1.0 for k in family]
     corrected, tested = _corrected(raw, [pairs[k].info.name in design.first for k in family], design.alpha)
     p = {k: (raw[i], float(corrected[i]), float(tested[i])) for i, k in enumerate(family)}

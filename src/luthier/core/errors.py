@@ -75,6 +75,15 @@ def sentence(who: str, required: str, came: str, do: str) -> str:
     return f"{who} requires {required}; got {came.removesuffix('.')}. {do.rstrip('.')}."
 
 
+def counted(n: int, what: str, many: str = "") -> str:
+    """A number with its noun, in the plural unless it is one; many: the plural where it is not `what` + "s".
+
+    >>> counted(1, "row"), counted(1200, "row"), counted(0, "entry", "entries")
+    ('1 row', '1200 rows', '0 entries')
+    """
+    return f"{n} {what if n == 1 else many or what + 's'}"
+
+
 def nearest(name: str, known: Collection[str], count: int = 3) -> list[str]:
     """The names in `known` that look most like `name`, best first.
 

@@ -130,11 +130,12 @@ def _put(aside: Path, target: Path) -> None:
 
 
 @contextmanager
-def whole_folder(target: Path) -> Generator[Path]:
+def whole_folder(target: Path, digests: Mapping[Path, str] | None = None) -> Generator[Path]:
     """Give a temporary folder that becomes `target` only when the block ends without error.
 
     On success every file is hashed into COMPLETE.json, flushed, and the folder renamed; an existing target is replaced.
-    On failure nothing of it stays.
+    On failure nothing of it stays. digests: `sha256` of files in the temporary folder that the block found as it wrote
+    them; they are not read again.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +145,8 @@ def whole_folder(target: Path) -> Generator[Path]:
     try:
         yield aside
         files = sorted(p for p in aside.rglob("*") if p.is_file())
-        write_json(aside / COMPLETE, {"files": {str(p.relative_to(aside)): sha256(p) for p in files}})
+        known = digests or {}
+        write_json(aside / COMPLETE, {"files": {str(p.relative_to(aside)): known.get(p) or sha256(p) for p in files}})
         for path in files:
             _fsync(path)
         os.chmod(aside, 0o755)

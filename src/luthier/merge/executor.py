@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from luthier.core.files import read_json, sha256, whole_folder, write_json
 from luthier.core.protocols import MergeRule
 from luthier.core.sites import Site
 from luthier.merge import _checks
-from luthier.merge._rule import Deltas, Given, MergeView, by_entries, finite, prepared, wide
+from luthier.merge._rule import Deltas, Given, MergeView, by_entries, finite, prepared, wide, widens
 from luthier.merge._sites import sites_of
 from luthier.merge._sources import AdapterDelta, FolderTensors, index_name, stem_of
 from luthier.merge._writer import Planned, ShardWriter, index_of, shards
@@ -74,6 +74,7 @@ class _Merger:
         self.base, self.models, self.dtype = base, models, dtype
         self.sites = sites_of(shapes)
         self.copied = self.changed = 0
+        self._differs = False
         self.rule = prepared(rule, MergeView(tuple(self.sites.values()), len(models), self._all))
 
     def _given(self, model: Model, name: str, like: Tensor, dtype: torch.dtype) -> Given:
@@ -98,47 +99,43 @@ class _Merger:
                 yield base, deltas, site
 
     def merge(self, name: str) -> Tensor:
-        """The merged tensor, rounded to its stored dtype. Raises ModelError for results that are not finite."""
+        """The merged tensor, whole."""
+        pieces = list(self.pieces(name))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces).view(self.base[name].shape)
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """The merged tensor, rounded to its stored dtype: whole, or flat and block by block where the rule treats each
+        entry by itself, so that a block stays in the processor's cache from reading to writing.
+
+        Raises ModelError for results that are not finite or of another shape.
+        """
         stored = self.base[name]
         if not stored.is_floating_point():
-            return self._copy(name, stored)
+            yield self._copy(name, stored)
+            return
+        self._differs = False
         whole = [m for m in self.models if not isinstance(m, AdapterDelta)]
-        in_blocks = stored.numel() > BLOCK and len(whole) == len(self.models) and by_entries(self.rule)
-        made = self._in_blocks(name, stored, whole) if in_blocks else self._at_once(name, stored)
-        self.changed += made[1]
-        return made[0]
+        if stored.numel() > BLOCK and len(whole) == len(self.models) and by_entries(self.rule):
+            dtype, to, as_stored = wide(stored.dtype), torch.Tensor.to, widens(self.rule)
+            for old, *others in zip(*(_blocks(t) for t in (stored, *(m[name] for m in whole))), strict=True):
+                base = old if as_stored else old.to(dtype)
+                given = [Given(partial(to, x, x.dtype if as_stored and x.itemsize < 8 else dtype)) for x in others]
+                yield self._made(name, old, base, Deltas(base, given, dtype))
+        else:
+            yield self._made(name, *self._at(name))
+        self.changed += self._differs
 
-    def _at_once(self, name: str, stored: Tensor) -> tuple[Tensor, bool]:
-        """(the merged tensor, whether it differs from the base)."""
-        stored, base, deltas = self._at(name)
+    def _made(self, name: str, stored: Tensor, base: Tensor, deltas: Deltas) -> Tensor:
         out = self.rule(base, deltas, self.sites[name])
         if out.shape != stored.shape:
-            raise ModelError(
-                f"merge rule {self.rule!r} must keep the shape {tuple(stored.shape)} of {name!r}; it made "
-                f"{tuple(out.shape)}"
-            )
+            came = f"{tuple(stored.shape)} of {name!r}; it made {tuple(out.shape)}"
+            raise ModelError(f"merge rule {self.rule!r} must keep the shape {came}")
         made = out.to(self.dtype or stored.dtype)
-        self._check_finite(name, made, stored)
-        return made, not torch.equal(made, stored.to(made.dtype))
-
-    def _in_blocks(self, name: str, stored: Tensor, models: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, bool]:
-        """The same, block by block of entries, which stay in the processor's cache from reading to writing."""
-        dtype, changed = wide(stored.dtype), False
-        made = torch.empty(stored.shape, dtype=self.dtype or stored.dtype, device=stored.device)
-        out, old, *others = (t.detach().reshape(-1) for t in (made, stored, *(m[name] for m in models)))
-        for at in range(0, len(out), BLOCK):
-            part = slice(at, at + BLOCK)
-            base = old[part].to(dtype)
-            deltas = Deltas(base, [Given(partial(torch.Tensor.to, t[part], dtype)) for t in others])
-            new = out[part].copy_(self.rule(base, deltas, self.sites[name]))
-            self._check_finite(name, new, old[part])
-            changed = changed or not torch.equal(new, old[part].to(new.dtype))
-        return made, changed
-
-    def _check_finite(self, name: str, made: Tensor, stored: Tensor) -> None:
         if not finite(made) and finite(stored):
             came = f"NaN or infinity in {name!r} as {str(made.dtype).removeprefix('torch.')}"
             raise ModelError(sentence("the merge", "finite weights", came, "Check the models, or choose a wider dtype"))
+        self._differs = self._differs or not torch.equal(made, stored.to(made.dtype))
+        return made
 
     def _copy(self, name: str, stored: Tensor) -> Tensor:
         for i, model in enumerate(self.models):
@@ -150,6 +147,10 @@ class _Merger:
                 )
         self.copied += 1
         return stored.clone()
+
+
+def _blocks(tensor: Tensor) -> tuple[Tensor, ...]:
+    return tensor.detach().reshape(-1).split(BLOCK)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -215,7 +216,7 @@ def merge_folders(
             sentence("the merge", "a new or empty output folder", f"{out}, which holds files", "Choose another folder")
         )
     how = Settings(rule, dtype, shard_bytes, tokenizer, progress)
-    with whole_folder(out) as aside:
+    with whole_folder(out, how.digests) as aside:
         if is_pipeline(str(base)):
             from luthier.merge.pipelines import merge_pipelines
 
@@ -228,13 +229,14 @@ def merge_folders(
 
 @dataclass(frozen=True)
 class Settings:
-    """How parts are merged: the arguments of `merge_folders` that are not folders."""
+    """How parts are merged: the arguments of `merge_folders` that are not folders. digests: of the files written."""
 
     rule: MergeRule
     dtype: torch.dtype | None
     shard_bytes: float
     tokenizer: str
     progress: Callable[[int, int, str], None] | None
+    digests: dict[Path, str] = field(default_factory=dict[Path, str])
 
 
 def merge_part(
@@ -250,7 +252,7 @@ def merge_part(
         _check_space(aside.parent, sum(p.bytes for p in plan))
         _copy_files(base, aside, how.dtype)
         hashes = _hashes(opened, models, stack)
-        _write(work, files, aside, how.progress)
+        _write(work, files, aside, how)
         if len(files) > 1:
             write_json(aside / index_name(stem), index_of(files))
         told = _manifest(how.rule, work.rule, opened, models, base, how.dtype, hashes)
@@ -350,17 +352,17 @@ def _copy_files(base: Path, aside: Path, dtype: torch.dtype | None) -> None:
         write_json(aside / "config.json", {**config, key: str(dtype).removeprefix("torch.")})
 
 
-def _write(work: _Merger, files: Mapping[str, Sequence[Planned]], aside: Path,
-           progress: Callable[[int, int, str], None] | None) -> None:  # fmt: skip
+def _write(work: _Merger, files: Mapping[str, Sequence[Planned]], aside: Path, how: Settings) -> None:
     done, total = 0, sum(map(len, files.values()))
     for file, group in files.items():
         with ShardWriter(aside / file, group) as shard:
             for one in group:
-                shard.write(one.name, work.merge(one.name))
+                shard.write(one.name, work.pieces(one.name))
                 done += 1
-                if progress is not None:
-                    progress(done, total, one.name)
+                if how.progress is not None:
+                    how.progress(done, total, one.name)
         os.chmod(aside / file, 0o644)
+        how.digests[aside / file] = shard.digest
 
 
 def _plain(rule: MergeRule) -> Any:

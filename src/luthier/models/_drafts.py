@@ -106,7 +106,7 @@ class Maker:
             return self._messages(row, row["prompt"]), False
         read = transcript(row["prompt"])
         if read is not None:
-            self._note("prompts written as Human:/Assistant: transcripts were read as turns")
+            self._note("a prompt written as a Human:/Assistant: transcript was read as turns")
         return self._messages(row, read or [{"role": "user", "content": row["prompt"]}]), read is not None
 
     def _answer(self, row: Row, response: Any) -> Draft:
@@ -136,7 +136,7 @@ class Maker:
         system = row.get("system") or self.settings.system
         prompt = f"{system}\n\n{prompt}" if system else prompt
         if prompt and not prompt[-1:].isspace() and not response[:1].isspace():
-            self._note("rows got a space between prompt and response, which belongs to the response")
+            self._note("a space was put between prompt and response; it belongs to the response")
             response = f" {response}"
         start = 0 if self.settings.train_on == "all" else len(prompt)
         return Draft(
@@ -162,12 +162,12 @@ class Maker:
                     f"written; mark it train: false, set data.train_on: last, or use another template"
                 )
         if any(not t.whole for t in made.turns if t not in wanted):
-            self._note("rows have earlier assistant turns that the template changes; they are context only")
+            self._note("the template changes earlier assistant turns, which are context only")
         self._note_control(turns)
         spans = tuple((t.start, t.end) for t in wanted)
         open_end = bool(wanted) and wanted[-1].message == len(turns) - 1 and not wanted[-1].ended
         if any(not t.ended for t in wanted if t.message < len(turns) - 1):
-            self._note("rows have turns that the template does not end; only the last turn gets an end token")
+            self._note("the template does not end every turn; only the last one gets an end token")
         if train_on == "all":
             skip = [t for t in made.turns if turns[t.message].get("train") is False]
             spans = tuple(_minus(len(made.text), skip))
@@ -203,7 +203,7 @@ class Maker:
     def _note_control(self, turns: Sequence[Row]) -> None:
         control = self.chat.control if self.chat else None
         if control is not None and any(control.search(m["content"]) for m in turns):
-            self._note("rows hold text that the tokenizer reads as control tokens")
+            self._note("the tokenizer reads text as control tokens")
 
 
 def _with_judgment(row: Row) -> Row:

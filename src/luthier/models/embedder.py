@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib import util
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.errors import MissingExtra, ModelError
+from luthier.core.hub import hub
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 Embed = Callable[[Sequence[str]], Tensor]
@@ -39,11 +41,13 @@ def load_embedder(name: str) -> Embed:
     from sentence_transformers import SentenceTransformer
 
     source = str(minilm_folder()) if name == "minilm" else name
+    why = ""
     try:
-        model = SentenceTransformer(source, device="cuda" if torch.cuda.is_available() else "cpu")
+        with nullcontext("") if Path(source).is_dir() else hub() as why:
+            model = SentenceTransformer(source, device="cuda" if torch.cuda.is_available() else "cpu")
     except (OSError, ValueError) as fault:
         raise ModelError(
-            f"the embedder {name!r} requires a sentence-transformers folder or hub name; got {fault}."
+            f"the embedder {name!r} requires a sentence-transformers folder or hub name; got {why or fault}."
         ) from fault
 
     def embed(texts: Sequence[str]) -> Tensor:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
-from luthier.core.errors import ConfigError, DataError, unknown
+from luthier.core.errors import ConfigError, DataError, counted, unknown
 from luthier.models._boundaries import Boundaries
 from luthier.models._drafts import Bad, Draft, Maker
 from luthier.models.chat import squeeze, template_text
@@ -106,14 +106,15 @@ class Report:
         share = 100 * self.trained / max(self.tokens, 1)
         limit = f"limit {self.max_length}" if self.max_length else "no limit"
         out = [
-            f"{self.rows} rows gave {self.examples} examples: {self.tokens} tokens, {self.trained} of them trained "
-            f"({share:.0f} %); longest {self.longest}, mean {self.mean:.0f}, {limit}.",
+            f"{counted(self.rows, 'row')} gave {counted(self.examples, 'example')}: {counted(self.tokens, 'token')}, "
+            f"{self.trained} of them trained ({share:.0f} %); longest {self.longest}, mean {self.mean:.0f}, {limit}.",
             f"{self.template}.",
-            f"{self.truncated_rows} rows cut, {self.truncated_tokens} tokens lost; "
-            f"{self.zero_rows} rows without a trained token.",
+            f"{counted(self.truncated_rows, 'row')} cut, {counted(self.truncated_tokens, 'token')} lost; "
+            f"{counted(self.zero_rows, 'row')} without a trained token.",
         ]
         out += [
-            f"{len(rows)} rows dropped: {reason} (first: row {rows[0] + 1})." for reason, rows in self.dropped.items()
+            f"{counted(len(rows), 'row')} dropped: {reason} (first: row {rows[0] + 1})."
+            for reason, rows in self.dropped.items()
         ]
         return out + [f"{note}." for note in self.notes]
 
@@ -296,14 +297,16 @@ class _Job:
         if not self.examples:
             raise DataError(_nothing_message(self.dropped, len(rows), place))
         sizes = [len(p.ids) for e in self.examples for p in e]
-        notes = [f"{len(at)} {what}" for what, at in maker.noted.items()]
+        notes = [f"in {counted(len(at), 'row')} {what}" for what, at in maker.noted.items()]
         if tokens.repaired:
             notes.append(
-                f"{tokens.repaired} sequences were tokenised in pieces, because a token crossed from prompt to response"
+                f"{counted(tokens.repaired, 'sequence was', 'sequences were')} tokenised in pieces, "
+                "because a token crossed from prompt to response"
             )
         if self.unsure:
             notes.append(
-                f"{self.unsure} rows hold text that the tokenizer does not keep; decoding could not confirm their masks"
+                f"{counted(self.unsure, 'row holds', 'rows hold')} text that the tokenizer does not keep; "
+                "decoding could not confirm their masks"
             )
         if maker.chat is not None and "strftime_now" in maker.chat.template:
             notes.append("The chat template writes today's date, so tokens change with the day")
@@ -401,18 +404,19 @@ def _bad_message(bad: Mapping[str, list[int]], total: int, place: Callable[[int]
 def _long_message(long: Sequence[tuple[int, int]], limit: int | None, total: int, place: Callable[[int], str]) -> str:
     first = ", ".join(f"{place(i)} has {n}" for i, n in long[:SHOWN])
     return (
-        f"encoding requires at most {limit} tokens per row (data.max_length); {len(long)} of {total} rows are longer: "
-        f"{first}{', ...' if len(long) > SHOWN else ''}; the longest has {max(n for _, n in long)}. "
+        f"encoding requires at most {limit} tokens per row (data.max_length); {len(long)} of {counted(total, 'row')} "
+        f"{'is' if len(long) == 1 else 'are'} longer: {first}{', ...' if len(long) > SHOWN else ''}; "
+        f"the longest has {max(n for _, n in long)}. "
         f"Raise data.max_length, or set data.truncation: prompt (keeps the response), right, left, drop, split (text)."
     )
 
 
 def _nothing_message(dropped: Mapping[str, list[int]], total: int, place: Callable[[int], str]) -> str:
     reasons = (
-        "; ".join(f"{len(at)} rows: {reason} ({_listed(at, place)})" for reason, at in dropped.items())
+        "; ".join(f"{counted(len(at), 'row')}: {reason} ({_listed(at, place)})" for reason, at in dropped.items())
         or "there are no rows"
     )
     return (
-        f"training requires at least one trained token; none of {total} rows has one: {reasons}. "
+        f"training requires at least one trained token; none of {counted(total, 'row')} has one: {reasons}. "
         f"Check data.train_on and the rows."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from luthier.core.errors import ModelError, sentence
+from luthier.core.hub import hub
 from luthier.models.folders import check_exists, check_folder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
@@ -23,10 +25,12 @@ def snapshot(source: str) -> Path:
     check_exists(source)
     from huggingface_hub import snapshot_download
 
+    why = ""
     try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+        with hub() as why:
+            return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
     except Exception as fault:  # the hub's client raises many kinds; each means that there is no such folder
-        raise ModelError(_explain(source, fault)) from fault
+        raise ModelError(_explain(source, fault, why)) from fault
 
 
 def load_config(source: str) -> Any:
@@ -37,14 +41,19 @@ def load_config(source: str) -> Any:
     if path.is_dir():
         check_folder(path)
     check_exists(source)
+    why = ""
     try:
-        return AutoConfig.from_pretrained(str(path) if path.is_dir() else source, trust_remote_code=False)
+        with nullcontext("") if path.is_dir() else hub() as why:
+            return AutoConfig.from_pretrained(str(path) if path.is_dir() else source, trust_remote_code=False)
     except (OSError, ValueError) as fault:
-        raise ModelError(_explain(source, fault)) from fault
+        raise ModelError(_explain(source, fault, why)) from fault
 
 
-def _explain(source: str, fault: Exception) -> str:
+def _explain(source: str, fault: Exception, why: str = "") -> str:
+    """The sentence for a model that cannot be had. why: the hub cannot be reached, in words."""
     first = str(fault).strip().splitlines()[0].rstrip(".")
+    if why and isinstance(fault, OSError):
+        first = f"no such folder here, and {why}, with none downloaded before"
     if "trust_remote_code" in str(fault):
         return sentence(f"model {source!r}", "an architecture that transformers knows", "one that ships its own code",
                         "Luthier runs no remote code; use a converted model")  # fmt: skip
@@ -73,9 +82,10 @@ def load_causal_lm(source: str, dtype: str = "fp32", attention: str | None = Non
     path = Path(source).expanduser()
     transformers.utils.logging.disable_progress_bar()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(path) if path.is_dir() else source, config=config, dtype=DTYPES[dtype], output_loading_info=True,
-            use_safetensors=True, **extra)  # fmt: skip
+        with nullcontext("") if path.is_dir() else hub():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(path) if path.is_dir() else source, config=config, dtype=DTYPES[dtype], output_loading_info=True,
+                use_safetensors=True, **extra)  # fmt: skip
         model, info = loaded
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as fault:
         raise ModelError(_explain(source, fault)) from fault
@@ -91,7 +101,8 @@ def load_tokenizer(source: str) -> Any:
 
     path = Path(source).expanduser()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else source, trust_remote_code=False)
+        with nullcontext("") if path.is_dir() else hub():
+            tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else source, trust_remote_code=False)
     except (OSError, ValueError) as fault:
         raise ModelError(sentence(f"tokenizer {source!r}", "tokenizer files beside the model", str(fault).splitlines()[0],
                                   "Set `tokenizer:` to a folder that has them")) from fault  # fmt: skip

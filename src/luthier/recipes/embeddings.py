@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from luthier.core.errors import DataError, Refused, sentence
+from luthier.core.errors import DataError, Refused, counted, sentence
 from luthier.models.encode import Encoded
 from luthier.models.encoder import EncoderModule, LoadedEncoder
 from luthier.recipes.mixing import mixture_of
@@ -80,7 +80,7 @@ def encode_pairs(rows: Rows, tokenizer: Any, limit: int, truncation: str) -> Enc
     long = [i for i in range(len(rows.rows)) if max(len(ids[p][i]) for p in parts) > limit]
     if long and truncation not in ("right", "drop"):
         raise DataError(sentence(f"{rows.path}, {rows.where(long[0])}", f"texts of at most {limit} tokens",
-                                 f"{max(len(ids[p][long[0]]) for p in parts)} (and {len(long) - 1} more rows)",
+                                 f"{max(len(ids[p][long[0]]) for p in parts)} (and {counted(len(long) - 1, 'more row')})",
                                  "Set data.truncation to right or drop"))  # fmt: skip
     if truncation == "right" and long:
         ids = {p: tokenizer([r[p] for r in rows.rows], truncation=True, max_length=limit)["input_ids"] for p in parts}
@@ -88,9 +88,8 @@ def encode_pairs(rows: Rows, tokenizer: Any, limit: int, truncation: str) -> Enc
     keep = [i for i in range(len(rows.rows)) if i not in out]
     rows.keep(keep)
     examples = [tuple(Encoded(tuple(ids[p][i]), (1,) * len(ids[p][i]), n) for p in parts) for n, i in enumerate(keep)]
-    told = [
-        f"{len(long)} rows have texts of more than {limit} tokens and are {'left out' if truncation == 'drop' else 'cut'}"
-    ]
+    how = f"{'is' if len(long) == 1 else 'are'} {'left out' if truncation == 'drop' else 'cut'}"
+    told = [f"{counted(len(long), 'row has', 'rows have')} texts of more than {limit} tokens and {how}"]
     return EncodedPairs(examples, parts, told if long else [])
 
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from luthier.core.errors import DataError, LuthierError, UnknownComponent
+from luthier.core.errors import DataError, LuthierError, UnknownComponent, counted
 from luthier.core.registry import find
 from luthier.models.pipelines import is_pipeline, pixel_shape, takes_captions
 from luthier.recipes.recipe import Data, slot_entries
@@ -57,7 +57,8 @@ def image_faults(plain: Mapping[str, Any], data: Data) -> tuple[str, list[str]]:
             continue
         told.append(statement)
         if bare := [i + 1 for i, row in enumerate(rows) if not row.get("caption")] if takes_captions(folder) else []:
-            faults.append(f"data.{key}: {len(bare)} of {len(rows)} images have no caption, the first is image {bare[0]}. "
+            have = "has" if len(bare) == 1 else "have"
+            faults.append(f"data.{key}: {len(bare)} of {len(rows)} images {have} no caption, the first is image {bare[0]}. "
                           "Add captions (metadata.jsonl or a .txt beside each image).")  # fmt: skip
     return told[0] if told else "", faults
 
@@ -87,4 +88,4 @@ def _read(source: str, folder: Path, kinds: Collection[str], data: Data) -> tupl
         load_images(source, shape, data.resize, "error", {**(data.fields or {}), "image": part})
         for part in ("chosen", "rejected")
     ]
-    return f"{len(sides[0].rows)} pairs of images from {source}", sides[0].rows
+    return f"{counted(len(sides[0].rows), 'pair')} of images from {source}", sides[0].rows

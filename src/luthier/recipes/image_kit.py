@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from luthier.core import MeasureContext, Reading
-from luthier.core.errors import Refused, sentence
+from luthier.core.errors import Refused, counted, sentence
 from luthier.models.denoiser import LoadedDenoiser, load_denoiser
 from luthier.models.pipelines import pixel_shape
 from luthier.recipes.build import Prepared, attach_all, build_parts, named_measures
@@ -177,7 +177,7 @@ def _held_out(recipe: Recipe, train: Pictures) -> Pictures:
     test = replace(train, rows=list(train.rows), notes=[])
     test.keep(out[: data.test_rows or len(out)])
     train.keep(kept)
-    train.notes.append(f"no test data given: {len(out)} images held out of training (data.holdout)")
+    train.notes.append(f"no test data given: {counted(len(out), 'image')} held out of training (data.holdout)")
     return test
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.core.errors import ConfigError, unknown
+from luthier.core.errors import ConfigError, counted, unknown
 from luthier.recipes.image_check import IMAGE_WORLD
 
 Row = Mapping[str, Any]
@@ -40,7 +40,7 @@ def world_pictures(source: str, split: str, n: int, seed: int, kind: str) -> Any
             rows = (Digits() if name == "digits" else world).rows(split, n, seed)
         images = (torch.stack([torch.as_tensor(row["image"]) for row in rows]),) if kind == "image" else ()
     kept = [{k: v for k, v in row.items() if not isinstance(v, Tensor)} for row in rows]
-    told = f"{len(rows)} rows of {source}, split {split!r}"
+    told = f"{counted(len(rows), 'row')} of {source}, split {split!r}"
     return Pictures(images, parts, kept, {}, kind, told, f"{source}@{world.version}:{split}:{n}:{seed}:{kind}", source)
 
 

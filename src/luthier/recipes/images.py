@@ -14,7 +14,7 @@ from torch import Tensor
 
 from luthier.core import Guidance, Sampler
 from luthier.core.config import build_component
-from luthier.core.errors import ConfigError, Refused, sentence, unknown
+from luthier.core.errors import ConfigError, Refused, counted, sentence, unknown
 from luthier.core.protocols import Row
 from luthier.models.denoiser import DenoiserView, LoadedDenoiser
 from luthier.models.pipelines import pixel_shape
@@ -208,7 +208,8 @@ def _files(recipe: Recipe, source: str, shape: tuple[int, int, int], n: int, kin
     elif kind == "image_preference":
         parts = ("chosen", "rejected")
         sides = [load_images(source, shape, data.resize, "error", {**(data.fields or {}), "image": p}) for p in parts]
-        told, mark = f"{len(sides[0].rows)} pairs of images from {source}", "".join(s.fingerprint for s in sides)
+        told = f"{counted(len(sides[0].rows), 'pair')} of images from {source}"
+        mark = "".join(s.fingerprint for s in sides)
         made = Pictures(
             tuple(torch.from_numpy(s.pixels) for s in sides), parts, sides[0].rows, {}, kind, told, mark, source
         )
@@ -304,4 +305,5 @@ def draw_prior(feed: ImageFeed, subject: ImageSubject, device: Any) -> list[str]
         held = {k: v.expand(len(at), *v.shape[1:]).to(device) for k, v in feed.prior.conditions.items()}
         made.append(base.draw(base.runner(), held, at, "prior").cpu())
     feed.prior.images = torch.cat(made)
-    return [f"{len(numbers)} images of the class were drawn by the untrained model"]
+    drawn = counted(len(numbers), "image of the class was", "images of the class were")
+    return [f"{drawn} drawn by the untrained model"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.config import build_component, check_component
-from luthier.core.errors import ConfigError, unknown
+from luthier.core.errors import ConfigError, counted, unknown
 from luthier.models.loading import DTYPES
 from luthier.recipes.build import model_source
 from luthier.recipes.image_check import IMAGE_WORLD
@@ -56,4 +56,4 @@ def merge_by_recipe(plain: Mapping[str, Any], out: Path) -> str:
     models = [folder_of(m) for m in plain["models"]]
     dtype = None if plain.get("dtype") is None else DTYPES[plain["dtype"]]
     merge_folders(rule, folder_of(plain["base"]), models, out, dtype=dtype)
-    return f"{len(models)} models merged by {rule.id} into {out}"
+    return f"{counted(len(models), 'model')} merged by {rule.id} into {out}"

@@ -29,5 +29,6 @@ def mixture_of(recipe: Recipe, train: Rows, encoded: Any, kind: str) -> tuple[Mi
         drawn = -(-steps // roll.reuse) * max(1, recipe.train.batch // roll.group)
     for source, size, seen in zip(train.sources, sizes, made.seen(recipe.seed, drawn), strict=True):
         if seen < size:
-            told.append(f"{size - seen} of the {size} rows of {source.path} never come in this run")
+            come = "comes" if size - seen == 1 else "come"
+            told.append(f"{size - seen} of the {size} rows of {source.path} never {come} in this run")
     return made, told

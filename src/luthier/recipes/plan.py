@@ -12,6 +12,7 @@ from torch import nn
 
 from luthier.core.batch import Batch
 from luthier.core.config import build_component
+from luthier.core.errors import counted
 from luthier.models.language import LanguageModule, LanguageView
 from luthier.models.loading import DTYPES, load_config, load_tokenizer
 from luthier.recipes.build import (
@@ -67,7 +68,7 @@ class Plan:
         """The plan in sentences."""
         passes = ", ".join(f"{v} {k}" for k, v in self.forwards.items() if v)
         return [
-            f"{self.steps} steps over {self.rows} rows, {self.tokens_per_step:.0f} {self.unit} a step",
+            f"{counted(self.steps, 'step')} over {counted(self.rows, 'row')}, {self.tokens_per_step:.0f} {self.unit} a step",
             f"{self.trained:,} of {self.parameters:,} parameters train ({100 * self.trained / max(self.parameters, 1):.3g} %)",
             f"forward passes: {passes}",
             f"peak tensor memory {_size(self.memory_bytes)}: weights {_size(self.weights_bytes)}, optimiser "

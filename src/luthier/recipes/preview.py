@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.core.errors import counted
 from luthier.models.loading import load_config, load_tokenizer
 from luthier.recipes.build import attach_all, build_adapt, build_objective, fit_kind, model_source, select
 from luthier.recipes.mixing import mixture_of
@@ -111,7 +112,7 @@ def _size(pixels: Tensor, x: Tensor, latent: bool) -> str:
 def _facts(recipe: Recipe, train: Any, objective: Any, conditional: bool) -> list[str]:
     drop = recipe.data.drop_condition
     told = f"{100 * drop:g} % of all images train without their caption or label (data.drop_condition)."
-    used = f"Objective {objective.name}; a step sees {recipe.train.batch} images."
+    used = f"Objective {objective.name}; a step sees {counted(recipe.train.batch, 'image')}."
     levels = (
         "Noise levels: "
         + ", ".join(f"{100 * s:.0f} %" for s in SHARES)

@@ -9,7 +9,7 @@ from typing import Any
 
 from luthier.core.component import Component
 from luthier.core.config import name_and_parameters
-from luthier.core.errors import ConfigError, DataError, Refused, sentence, unknown
+from luthier.core.errors import ConfigError, DataError, Refused, counted, sentence, unknown
 from luthier.core.registry import find
 from luthier.core.streams import numpy_stream
 from luthier.recipes.recipe import Data
@@ -131,7 +131,7 @@ def world_rows(source: str, split: str, n: int, seed: int, noise: float = 0.0) -
             made = world.noisy(name, split, share, seed, noise) if noise else world.rows(name, split, share, seed)
             rows.extend(made)
         rows = rows[:n]
-    told = f"{len(rows)} rows of {source}, split {split!r}" + (
+    told = f"{counted(len(rows), 'row')} of {source}, split {split!r}" + (
         f", {noise:.0%} of them with wrong answers" if noise else ""
     )
     return Rows(rows, kind, told, f"{source}@{world.version}:{split}:{n}:{seed}:{noise}", source)
@@ -207,7 +207,7 @@ def load_splits(data: Data, seed: int) -> Splits:
         test = file_rows(data.test, data).rows
     else:
         test, each = _held_out(train, data.holdout)
-        train.notes.append(f"no test data given: {len(test)} rows held out of training (data.holdout){each}")
+        train.notes.append(f"no test data given: {counted(len(test), 'row')} held out of training (data.holdout){each}")
     if data.judge_on == "stop":
         test, each = _held_out(train, data.holdout)
         train.notes.append(f"measured on {len(test)} more rows held out of training (data.judge_on: stop){each}")

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt
 
 from luthier.core.config import build_section, section_faults
-from luthier.core.errors import ConfigError, DataError, sentence
+from luthier.core.errors import ConfigError, DataError, counted, sentence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ def pass_sentence(sources: Sequence[Source], sizes: Sequence[int], counts: Seque
     """What one pass holds of each source."""
     told = [f"{n} of the {size} rows of {s.path} ({100 * n / sum(counts):.3g} %{_times(n, size)})"
             for s, size, n in zip(sources, sizes, counts, strict=True)]  # fmt: skip
-    return f"one pass has {sum(counts)} rows: {'; '.join(told)}"
+    return f"one pass has {counted(sum(counts), 'row')}: {'; '.join(told)}"
 
 
 def _times(count: int, size: int) -> str:

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from luthier.core.config import build_component
+from luthier.core.errors import counted
 from luthier.recipes.build import cache_reference, prepare
 from luthier.recipes.recipe import Recipe
 from luthier.train.loop import Loop
@@ -43,9 +44,9 @@ class Timing:
         """One sentence."""
         if not self.measured:
             return "there is no step to time"
-        timed = f"{len(self.measured)} steps" if len(self.measured) > 1 else "1 step"
+        timed = counted(len(self.measured), "step")
         spread = f"{_words(min(self.measured))} to {_words(max(self.measured))} over {timed}, measured on this machine"
-        return (f"about {_words(self.training)} of training: {self.steps} steps of {_words(self.step)} ({spread}); "
+        return (f"about {_words(self.training)} of training: {counted(self.steps, 'step')} of {_words(self.step)} ({spread}); "
                 f"{_words(self.before)} before the first step; measuring and saving come on top")  # fmt: skip
 
 

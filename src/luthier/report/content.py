@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Verdict = Literal["better", "worse", "undecided", "equal", "descriptive"]
+Verdict = Literal["better", "worse", "undecided", "equal", "descriptive", "unmeasured"]
 Basis = Literal["seeds", "seeds and items", "items", "constant", "none"]
 Point = tuple[float, float]
 
@@ -29,7 +29,8 @@ class Difference:
     tested_low, tested_high: the same interval at the level left for it after correction for all comparisons; a verdict
     is better or worse exactly when this one excludes zero. p, p_corrected: two-sided, before and after Holm's
     correction. detectable: the smallest true difference that this many seeds would show with the stated power. Figures
-    that cannot be computed are None. notes: whatever a reader must know before trusting the verdict.
+    that cannot be computed are None. "unmeasured": the runs of one of both arms do not take this reading, so nothing is
+    compared. notes: whatever a reader must know before trusting the verdict.
     """
 
     arm: str
@@ -153,6 +154,10 @@ class Comparison:
         against = self.baseline if baseline is None else baseline
         found = (d for d in self.differences if (d.reading.name, d.arm, d.baseline) == (reading, arm, against))
         return next(found, None)
+
+    def lacks(self, reading: str, arm: str) -> bool:
+        """Whether the arm has finished runs, and none of them took this reading."""
+        return bool(self.cost.get(arm)) and not self.values.get(reading, {}).get(arm)
 
     def axes(self) -> dict[str, list[ReadingInfo]]:
         """Readings by axis, quality first, the rest in the order they were measured."""

@@ -37,6 +37,7 @@ from luthier.report.words import (
     rows_of,
     spread,
     supporting,
+    verdict_words,
 )
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -135,19 +136,22 @@ class Cell:
 def _cell(comparison: Comparison, reading: ReadingInfo, arm: str, decimals: int | None) -> Cell:
     values = [v for _, v in sorted(comparison.values.get(reading.name, {}).get(arm, {}).items())]
     deviation = spread(values)
+    lacks = comparison.lacks(reading.name, arm)
     value = number(mean(values), decimals) + (f" ± {number(deviation, decimals)}" if deviation else "")
+    value = WORDS["unmeasured"] if lacks else value
     seeds = ", ".join(number(v, decimals) for v in values) or DASH
     d = comparison.of(reading.name, arm)
-    if d is None:
+    if d is None or lacks:
         return Cell(arm, comparison.arms.index(arm), value, seeds)
     notes = [] if d.p_corrected is None else [f"p = {number(d.p)}, corrected {number(d.p_corrected)}"]
     if d.detectable is not None:
         size = reading_value(d.detectable, reading, decimals)
         notes.append(f"a true difference of {size} would be found {comparison.power:.0%} of the time")
     notes.append(f"by seed: {seeds}")
-    verdict = (d.verdict, MARKS[d.verdict], WORDS[d.verdict])
+    verdict = (d.verdict, MARKS[d.verdict], verdict_words(d))
     change, _, bounds = interval(d, decimals, unit=False).partition(" [")
     bounds = f"[{bounds}" if bounds else ""
+    change = "" if d.verdict == "unmeasured" else change
     return Cell(arm, comparison.arms.index(arm), value, seeds, change, bounds, *verdict, (*d.notes, *notes))
 
 
@@ -189,7 +193,12 @@ def boards(comparison: Comparison) -> list[Board]:
         rows = rows_of(comparison, arm)
         judged: tuple[Verdict, ...] = ("better", "worse", "undecided", "equal")
         found = {v: tuple(_said(comparison, d) for d in rows if d.verdict == v) for v in judged}
-        out.append(Board(arm, i, tuple((v, MARKS[v], WORDS[v], found[v]) for v in judged if found[v])))
+        groups = [(v, MARKS[v], WORDS[v], found[v]) for v in judged if found[v]]
+        missing = [d for d in rows if d.verdict == "unmeasured"]
+        for said in dict.fromkeys(map(verdict_words, missing)):
+            names = tuple(label(d.reading.name) for d in missing if verdict_words(d) == said)
+            groups.append(("unmeasured", MARKS["unmeasured"], said, names))
+        out.append(Board(arm, i, tuple(groups)))
     return out
 
 
@@ -209,7 +218,8 @@ def _template() -> Any:
     environment = Environment(
         loader=BaseLoader(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(visible=visible, breakable=breakable, label=label, direction=direction, number=number)
+    environment.filters.update(visible=visible, breakable=breakable, label=label, direction=direction, number=number,
+                               verdict_words=verdict_words)  # fmt: skip
     return environment.from_string(files("luthier.report").joinpath("report.html.j2").read_text(encoding="utf-8"))
 
 
@@ -257,7 +267,6 @@ def render(comparison: Comparison) -> str:
         runs=runs,
         finished=runs - lost,
         marks=MARKS,
-        words=WORDS,
     )
 
 

@@ -16,7 +16,6 @@ from luthier.report import svg
 from luthier.report.content import Comparison, Difference, Point, ReadingInfo
 from luthier.report.words import (
     MARKS,
-    WORDS,
     decimals_of,
     direction,
     interval,
@@ -25,6 +24,7 @@ from luthier.report.words import (
     number,
     quantity,
     reading_value,
+    verdict_words,
 )
 
 CURVE_POINTS = 120
@@ -73,7 +73,7 @@ def _track(d: Difference, arm: int, reach: float) -> Markup:
     if d.difference is not None:
         kind = "decided" if d.verdict in ("better", "worse") else "open"
         parts += [_whisker(d, place), svg.shape(arm, place(d.difference), 0.5, "", kind)]
-    said = f"{d.arm} minus {d.baseline}, {label(d.reading.name)}: {interval(d, None)}, {WORDS[d.verdict]}"
+    said = f"{d.arm} minus {d.baseline}, {label(d.reading.name)}: {interval(d, None)}, {verdict_words(d)}"
     return Markup('<svg class="track {}" role="img" aria-label="{}" width="100%" height="26">{}</svg>').format(
         d.verdict, said, Markup("").join(parts)
     )
@@ -84,7 +84,7 @@ def _row(d: Difference, arm: int, reach: float, decimals: int | None) -> Markup:
         '<div class="row"><span class="who">{}<span>{}</span></span>{}<span class="figure">{}</span>'
         '<span class="verdict {}" title="{}"><b aria-hidden="true">{}</b> {}</span></div>'
     )
-    said = (d.verdict, "; ".join(d.notes), MARKS[d.verdict], WORDS[d.verdict])
+    said = (d.verdict, "; ".join(d.notes), MARKS[d.verdict], verdict_words(d))
     return Markup(form).format(
         svg.swatch(arm), svg.breakable(d.arm), _track(d, arm, reach), interval(d, decimals), *said
     )

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from luthier.core.errors import counted
+
 if TYPE_CHECKING:
     from rich.console import Group
 
@@ -90,8 +92,8 @@ def pieces(sequence: Tokens, tokenizer: Any) -> Iterator[Piece]:
 def _title(sequence: Tokens, part: str, parts: Sequence[str]) -> str:
     trained = sum(sequence.mask)
     name = f", {part}" if len(parts) > 1 or part not in ("text",) else ""
-    cut = f", {sequence.truncated} tokens cut off" if sequence.truncated else ""
-    return f"row {sequence.row + 1}{name}: {len(sequence.ids)} tokens, {trained} trained{cut}"
+    cut = f", {counted(sequence.truncated, 'token')} cut off" if sequence.truncated else ""
+    return f"row {sequence.row + 1}{name}: {counted(len(sequence.ids), 'token')}, {trained} trained{cut}"
 
 
 def preview_terminal(encoded: Examples, tokenizer: Any, n: int = 3, statement: str = "") -> Group:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from luthier.core.errors import counted
 from luthier.report.content import Race, RaceLine
 from luthier.report.words import DASH, label, number
 
@@ -69,14 +70,11 @@ def introduction(race: Race) -> str:
     arms = len({line.arm for line in race.rungs[0].lines}) if race.rungs else 0
     rates = ", ".join(f"{r:g}" for r in race.rates)
     rungs = "; ".join(
-        f"{len(r.lines)} configurations, {r.share:.0%} of the steps, {_seeds(len(r.seeds))}" for r in race.rungs
+        f"{counted(len(r.lines), 'configuration')}, {r.share:.0%} of the steps, {counted(len(r.seeds), 'seed')}"
+        for r in race.rungs
     )
     return (f"{arms} arms at learning rates {rates} made {race.tried} configurations, judged by {race.judged}. Rungs: {rungs}. "
             "These runs used seeds and test rows of their own; the last comparison saw neither.")  # fmt: skip
-
-
-def _seeds(n: int) -> str:
-    return "1 seed" if n == 1 else f"{n} seeds"
 
 
 def lines(race: Race) -> list[str]:

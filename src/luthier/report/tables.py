@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
+from luthier.core.errors import counted
 from luthier.report import race
 from luthier.report.content import Comparison, ReadingInfo, Verdict
 from luthier.report.units import readable
@@ -21,6 +22,7 @@ from luthier.report.words import (
     number,
     spread,
     supporting,
+    verdict_words,
 )
 
 if TYPE_CHECKING:
@@ -33,12 +35,16 @@ STYLES: dict[Verdict, str] = {
     "undecided": "dim",
     "equal": "cyan",
     "descriptive": "dim",
+    "unmeasured": "dim",
 }
-PLAIN_MARKS: dict[Verdict, str] = {"better": "+", "worse": "-", "undecided": "?", "equal": "=", "descriptive": "."}
+PLAIN_MARKS: dict[Verdict, str] = {"better": "+", "worse": "-", "undecided": "?", "equal": "=", "descriptive": ".",
+                                   "unmeasured": ""}  # fmt: skip
 PLAIN = str.maketrans({"\u2212": "-", "\u2013": "-", "±": "+-", "∞": "inf", "·": "-", "…": "..."})
 
 
 def _value(comparison: Comparison, reading: ReadingInfo, arm: str, decimals: int | None) -> str:
+    if comparison.lacks(reading.name, arm):
+        return WORDS["unmeasured"]
     values = list(comparison.values.get(reading.name, {}).get(arm, {}).values())
     deviation = spread(values)
     return number(mean(values), decimals) + (f" ± {number(deviation, decimals)}" if deviation else "")
@@ -68,9 +74,10 @@ def comparison_table(comparison: Comparison) -> Table:
             for arm in comparison.arms:
                 cell = Text(_value(comparison, reading, arm, decimals))
                 d = comparison.of(reading.name, arm)
-                if d is not None:
-                    cell.append("\n" + interval(d, decimals, unit=False), style="dim")
-                    cell.append(f"\n{MARKS[d.verdict]} {WORDS[d.verdict]}", style=STYLES[d.verdict])
+                if d is not None and not comparison.lacks(reading.name, arm):
+                    if d.verdict != "unmeasured":
+                        cell.append("\n" + interval(d, decimals, unit=False), style="dim")
+                    cell.append(f"\n{MARKS[d.verdict]} {verdict_words(d)}", style=STYLES[d.verdict])
                 cells.append(cell)
             table.add_row(*cells)
     return table
@@ -90,7 +97,7 @@ def summary(comparison: Comparison) -> Group:
     parts.append(
         Text(
             f"[low, high]: {level} interval of the paired difference; ↑ ↓: which way is better; verdicts corrected "
-            f"for {comparison.family} comparisons{first_words(comparison)}.",
+            f"for {counted(comparison.family, 'comparison')}{first_words(comparison)}.",
             style="dim",
         )
     )
@@ -136,9 +143,10 @@ def plain(comparison: Comparison) -> str:
                 said = (
                     ("baseline", "")
                     if d is None
-                    else (interval(d, decimals), f"{PLAIN_MARKS[d.verdict]} {WORDS[d.verdict]}")
+                    else (interval(d, decimals), f"{PLAIN_MARKS[d.verdict]} {verdict_words(d)}".strip())
                 )
-                value = _value(comparison, reading, arm, decimals) + measured_in(reading)
+                unit = "" if comparison.lacks(reading.name, arm) else measured_in(reading)
+                value = _value(comparison, reading, arm, decimals) + unit
                 lines.append("\t".join((axis, reading.name, arm, value, *said)))
     lines += [
         "",

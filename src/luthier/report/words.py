@@ -5,17 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from luthier.core.errors import counted
 from luthier.report.content import Comparison, Difference, ReadingInfo, Verdict
 
-MARKS: dict[Verdict, str] = {"better": "▲", "worse": "▼", "undecided": "○", "equal": "=", "descriptive": "·"}
+MINUS, DASH = "\u2212", "\u2013"
+MARKS: dict[Verdict, str] = {
+    "better": "▲",
+    "worse": "▼",
+    "undecided": "○",
+    "equal": "=",
+    "descriptive": "·",
+    "unmeasured": DASH,
+}
 WORDS: dict[Verdict, str] = {
     "better": "better",
     "worse": "worse",
     "undecided": "undecided",
     "equal": "equal",
     "descriptive": "no direction",
+    "unmeasured": "not measured",
 }
-MINUS, DASH = "\u2212", "\u2013"
+COUNTED = ("tokens", "images", "parameters", "passes", "rows", "steps")
+"""What costs count, as the last word of their names."""
 
 
 def digits_for(*spreads: float | None) -> int:
@@ -57,13 +68,15 @@ def number(value: float | None, decimals: int | None = None, signed: bool = Fals
 
 
 def quantity(value: float | None, name: str) -> str:
-    """A cost figure with its unit, guessed from the name where the name says it: seconds, bytes, or a plain count.
+    """A cost figure with its unit, guessed from the name where the name says it: seconds, bytes, or what is counted.
 
-    >>> quantity(93.4, "seconds"), quantity(2.5e9, "peak_bytes"), quantity(409600.0, "tokens")
-    ('93.4 s', '2.33 GiB', '410k')
+    >>> quantity(93.4, "seconds"), quantity(2.5e9, "peak_bytes"), quantity(409600.0, "train_tokens"), quantity(3.0, "rank")
+    ('93.4 s', '2.33 GiB', '410k tokens', '3')
     """
     if value is None or not math.isfinite(value):
         return number(value)
+    if name.endswith("_per_second"):
+        return f"{number(value)} {name.removesuffix('_per_second')}/s"
     if "second" in name or name in ("time", "s"):
         return f"{number(value / 3600, 2)} h" if value >= 7200 else f"{number(value, 1)} s"
     if "byte" in name:
@@ -71,7 +84,8 @@ def quantity(value: float | None, name: str) -> str:
             if value >= size:
                 return f"{value / size:.3g} {unit}"
         return f"{number(value)} B"
-    return number(value)
+    counts = "forward passes" if name.startswith("forwards") else next((c for c in COUNTED if name.endswith(c)), "")
+    return f"{number(value)} {counts}".rstrip()
 
 
 def reading_value(value: float | None, reading: ReadingInfo, decimals: int | None = None, signed: bool = False) -> str:
@@ -126,6 +140,11 @@ def interval(d: Difference, decimals: int | None, unit: bool = True) -> str:
     if d.low == d.high:
         return head
     return f"{head} [{number(d.low, decimals, True)}, {number(d.high, decimals, True)}]"
+
+
+def verdict_words(d: Difference) -> str:
+    """The verdict in words; where nothing was compared, the arms that lack the reading: "not measured in nll"."""
+    return d.notes[0] if d.verdict == "unmeasured" and d.notes else WORDS[d.verdict]
 
 
 def listed(words: Sequence[str]) -> str:
@@ -199,9 +218,12 @@ def conclusion(comparison: Comparison) -> str:
     n, seeds = len(comparison.arms), max((len(d.seeds) for d in comparison.differences), default=0)
     models = comparison.about == "models"
     what = "models" if models else "recipes"
-    over = "on the same items" if models else f"over {seeds} paired seed{'s' if seeds > 1 else ''}"
-    tested = [d for arm in comparison.arms[1:] for d in rows_of(comparison, arm) if d.reading.better != 0]
+    over = "on the same items" if models else f"over {counted(seeds, 'paired seed')}"
+    rows = [d for arm in comparison.arms[1:] for d in rows_of(comparison, arm)]
+    tested = [d for d in rows if d.reading.better != 0 and d.verdict != "unmeasured"]
     if not tested:
+        if any(d.verdict == "unmeasured" for d in rows):
+            return f"No reading that has a better direction was measured in {comparison.baseline} and in another of these {n} {what}."
         return f"Nothing that has a better direction was measured on these {n} {what}."
     if not seeds:
         return f"No seed has finished runs of two of the {n} {what}: nothing can be compared yet."
@@ -227,20 +249,16 @@ def first_words(comparison: Comparison) -> str:
     )
 
 
-def _plural(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
 def supporting(comparison: Comparison) -> list[str]:
     """What a reader of the conclusion must know next: lost runs, and how small a difference would have been seen."""
     out = []
     runs = [f for f in comparison.failures if not f.reading]
     if runs:
         named = listed([f"{f.arm} seed {f.seed}" for f in runs[:6]]) + (" and more" if len(runs) > 6 else "")
-        out.append(f"{_plural(len(runs), 'run')} failed: {named}.")
+        out.append(f"{counted(len(runs), 'run')} failed: {named}.")
     bad = {(f.arm, f.seed) for f in comparison.failures if f.reading}
     if bad:
-        out.append(f"{_plural(len(bad), 'run')} gave readings that are not finite numbers.")
+        out.append(f"{counted(len(bad), 'run')} gave readings that are not finite numbers.")
     if comparison.absent:
         whole = len(comparison.arms) * len(comparison.seeds)
         has = "has" if len(comparison.absent) == 1 else "have"

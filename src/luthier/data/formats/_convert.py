@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.errors import DataError
+from luthier.core.errors import DataError, counted
 
 if TYPE_CHECKING:
     from luthier.data.formats._load import Loaded
@@ -113,7 +113,7 @@ def convert(loaded: Loaded, kind: str) -> Loaded:
     if not made:
         raise DataError(suggest(kind, loaded))
     left = sum(not way(old) for old in loaded.rows)
-    said = f"{loaded.statement} Used as {kind}: {how}" + (f", {left} rows gave none." if left else ".")
+    said = f"{loaded.statement} Used as {kind}: {how}" + (f", {counted(left, 'row')} gave none." if left else ".")
     return replace(loaded, rows=[r for r, _ in made], kind=kind, statement=said, places=tuple(w for _, w in made))
 
 

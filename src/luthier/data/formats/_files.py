@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from luthier.core.errors import DataError, nearest, sentence
+from luthier.core.hub import hub
 from luthier.data.formats._bounds import bound, check_parquet, too_much
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
@@ -222,8 +223,33 @@ def _choose(found: set[str], split: str | None, name: str) -> str:
     )
 
 
+def _fields(line: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter, strict=True), [])
+    except csv.Error:
+        return []
+
+
+def _check_separator(text: str, name: str, delimiter: str) -> None:
+    """Raise DataError where the header is one field by this separator and several column names by another one."""
+    header = text.lstrip("\r\n").partition("\n")[0].rstrip("\r")
+    if len(_fields(header, delimiter)) > 1:
+        return
+    for other, said in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars"), (",", "commas")):
+        columns = _fields(header, other)
+        if other == delimiter or len(set(columns)) < 2 or not all(re.fullmatch(r"[\w .-]{1,40}", c) for c in columns):
+            continue
+        suffix = {"\t": ".tsv", ",": ".csv"}.get(other)
+        do = f"Name the file {suffix}" if suffix else (
+            f"Convert it: python -c \"import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter='{other}'))\""
+            f" < {name} > comma.csv")  # fmt: skip
+        came = f"a header that looks separated by {said}: {', '.join(map(repr, columns[:6]))}"
+        raise DataError(sentence(name, f"columns separated by {'commas' if delimiter == ',' else 'tabs'}", came, do))
+
+
 def _table(text: str, name: str, delimiter: str) -> Iterator[Record]:
     csv.field_size_limit(1 << 30)
+    _check_separator(text, name, delimiter)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = next(reader)
@@ -388,12 +414,15 @@ def from_hub(name: str, split: str | None) -> Iterator[Record]:
     """Records of a data set of the hub, `owner/name` or `owner/name:config`. Raises DataError when it cannot be had."""
     import datasets
 
-    hub, _, config = name.partition(":")
+    owned, _, config = name.partition(":")
+    why = ""
     try:
-        loaded = datasets.load_dataset(hub, config or None, split=split or "train")
+        with hub() as why:
+            loaded = datasets.load_dataset(owned, config or None, split=split or "train")
     except Exception as fault:  # the hub client raises its own many kinds
         first = str(fault).strip().split("\n")[0][:200]
-        came = f"no such path here, and the hub answered {type(fault).__name__}: {first}"
+        answer = f"{why}, with none downloaded before" if why else f"the hub answered {type(fault).__name__}: {first}"
+        came = f"no such path here, and {answer}"
         do = "Check the name and the network, or download the files and name their folder"
         raise DataError(sentence(f"data {name!r}", "a file, a folder or a reachable hub name", came, do)) from fault
     return (Record(f"{name} row {i}", dict(value)) for i, value in enumerate(loaded, 1))

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.core.errors import DataError, sentence
+from luthier.core.errors import DataError, counted, sentence
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CAPTIONS = ("caption", "text", "prompt")
@@ -89,7 +89,8 @@ def load_images(source: str, shape: tuple[int, int, int], resize: Resize = "erro
         raise DataError(sentence(str(path), "at least one image", "none", f"Put images ({', '.join(SUFFIXES)}) there"))
     made = np.stack(pixels)
     named = sum("caption" in r for r in rows)
-    told = f"{len(rows)} images of {shape[2]}x{shape[1]} from {source}, {named} with captions" + (
+    captions = "a caption" if named == 1 else "captions"
+    told = f"{counted(len(rows), 'image')} of {shape[2]}x{shape[1]} from {source}, {named} with {captions}" + (
         f", {len(faults)} left out" if faults else ""
     )
     digest = hashlib.sha256(made.tobytes())

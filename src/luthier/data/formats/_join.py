@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from luthier.core.errors import DataError, sentence
+from luthier.core.errors import DataError, counted, sentence
 from luthier.data.formats._load import Loaded
 
 
@@ -22,9 +22,12 @@ def join(parts: Sequence[Loaded]) -> Loaded:
                                  "one (docs/data.md), or leave the others out"))  # fmt: skip
     formats = tuple(dict.fromkeys(p.format for p in parts))
     rows = [row for p in parts for row in p.rows]
-    told = [f"{len(rows)} rows of {parts[0].kind} data from {len(parts)} sources.", *(p.statement for p in parts)]
+    told = [
+        f"{counted(len(rows), 'row')} of {parts[0].kind} data from {counted(len(parts), 'source')}.",
+        *(p.statement for p in parts),
+    ]
     if again := _repeated(parts):
-        told.append(f"{again} rows of a source stand in one before it too.")
+        told.append(f"{counted(again, 'row')} of a source {'stands' if again == 1 else 'stand'} in one before it too.")
     return Loaded(
         rows,
         parts[0].kind,

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from luthier.core.errors import ConfigError, DataError, unknown
+from luthier.core.errors import ConfigError, DataError, counted, unknown
 from luthier.data.formats import _files
 from luthier.data.formats._files import Record
 from luthier.data.formats._recognise import NAMES, Plan, asked, recognise, standard
@@ -281,7 +281,7 @@ def _faults_message(name: str, plan: Plan | None, bad: tuple[Fault, ...], total:
     more = f"\n  ... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
     read = f" read as {plan.format}" if plan else ""
     do = "Repair them." if none_left else "Repair them, or leave them out with data.on_bad: drop."
-    return f"{name}{read} requires every row to fit; {len(bad)} of {total} do not:\n{listed}{more}\n{do}"
+    return f"{name}{read} requires every row to fit; {len(bad)} of {total} {'does' if len(bad) == 1 else 'do'} not:\n{listed}{more}\n{do}"
 
 
 def _statement(
@@ -320,8 +320,8 @@ def _statement(
     kept = [k for k in shown if k not in canonical]
     said += f"; kept beside them: {', '.join(kept[:8])}{', ...' if len(kept) > 8 else ''}" if kept else ""
     if plan.kind == "preference" and (same := sum(r["chosen"] == r["rejected"] for r in rows)):
-        said += f"; {same} pairs are equal on both sides"
+        said += f"; {counted(same, 'pair is', 'pairs are')} equal on both sides"
     if bad:
-        said += f"; {len(bad)} rows left out, first: {bad[0]}"
+        said += f"; {counted(len(bad), 'row')} left out, first: {bad[0]}"
     first = "" if whole else "the first "
-    return f"{name}: {first}{len(rows)} rows read as {what}: {said}."
+    return f"{name}: {first}{counted(len(rows), 'row')} read as {what}: {said}."

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from luthier.core import Built, Row
-from luthier.core.errors import DataError, sentence
+from luthier.core.errors import DataError, counted, sentence
 
 
 class Answers(NamedTuple):
@@ -58,10 +58,10 @@ def gather(rows: Sequence[Row], make: Callable[[Row, int], dict[str, Any] | str]
         else:
             made.append(one)
             source.append(i)
-    told = [f"{len(at)} rows gave no pair: {why} (first: row {at[0]})" for why, at in lost.items()]
+    told = [f"{counted(len(at), 'row')} gave no pair: {why} (first: row {at[0]})" for why, at in lost.items()]
     if not made:
         came = "; ".join(told) or "no rows"
         raise DataError(
             sentence(who, "at least one row that gives a pair", came, "Sample more answers, or loosen the step")
         )
-    return Built(made, source, (f"{who} made {len(made)} pairs of {len(rows)} rows", *told))
+    return Built(made, source, (f"{who} made {counted(len(made), 'pair')} of {counted(len(rows), 'row')}", *told))
