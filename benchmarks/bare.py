@@ -32,7 +32,8 @@ def measure(cell: Cell) -> Clock:
         batches: Callable[[int], dict[str, Tensor]] = lambda step: _sampled(model, prompts, cell, step)  # noqa: E731
     else:
         parts = ("chosen", "rejected") if cell.kind == "dpo" else ("text",)
-        feed = RowFeed(encoded(cell, tokenizer, rows), "text", parts, 0, cell.batch, None, width=cell.width)
+        feed = RowFeed(encoded(cell, tokenizer, rows), "text", parts, 0, cell.batch, None, width=cell.width,
+                       hidden=model.config.hidden_size)  # fmt: skip
         made = [dict(feed.micros(s)[0].inputs) for s in range(cell.steps + 2)]
         if cell.kind == "dpo":
             for inputs in made:

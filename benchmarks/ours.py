@@ -50,7 +50,8 @@ def measure(cell: Cell) -> Clock:
     else:
         parts = ("chosen", "rejected") if cell.kind == "dpo" else ("text",)
         kind = "preference" if cell.kind == "dpo" else "text"
-        feed = RowFeed(encoded(cell, tokenizer, rows), kind, parts, 0, cell.batch, None, width=cell.width)
+        feed = RowFeed(encoded(cell, tokenizer, rows), kind, parts, 0, cell.batch, None, width=cell.width,
+                       hidden=model.config.hidden_size)  # fmt: skip
         if cell.kind == "dpo":
             _cache(feed, policy, cell.batch)
 

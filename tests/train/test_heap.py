@@ -9,10 +9,9 @@ import torch
 from luthier.train.heap import keep_freed, peak_bytes, reset_peak
 
 STEPS = """
-import resource, sys, torch
+import resource, torch
 from luthier.train.heap import keep_freed
-if sys.argv[1] == "kept":
-    assert keep_freed()
+assert keep_freed()
 def step():
     blocks = [torch.ones(1 << 20) for _ in range(24)]  # 24 blocks of 4 MiB, like activations
 for _ in range(3):
@@ -24,14 +23,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def faults(how: str) -> int:
-    done = subprocess.run([sys.executable, "-c", STEPS, how], capture_output=True, text=True, check=True)
+def faults() -> int:
+    done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
     return int(done.stdout)
 
 
 @pytest.mark.skipif(not keep_freed(), reason="this C library has no such setting")
 def test_the_next_step_pays_no_page_faults_for_the_same_blocks():
-    assert faults("kept") < 0.02 * faults("plain")
+    assert faults() < 100  # of 73,728 pages; without the setting often all of them
 
 
 def test_settings_of_the_user_stand(monkeypatch):

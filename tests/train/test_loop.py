@@ -12,6 +12,7 @@ import torch
 from luthier.core import Hook
 from luthier.core.errors import CheckpointError, NoEffect, NonFinite
 from luthier.train.checkpoint import flatten, folder_of, latest, load, restore, same_bits
+from luthier.train.feed import packing_width
 from luthier.train.loop import Loop
 from tests.train.parts import Nan, RowLoss, TokenLoss, job
 
@@ -144,3 +145,10 @@ def test_nested_state_survives_flattening():
     assert torch.equal(again["state"][0]["buf"], torch.ones(2))
     with pytest.raises(CheckpointError, match="set"):
         flatten({"bad": {1, 2}}, "s", {})
+
+
+def test_long_rows_of_a_narrow_model_are_padded_and_those_of_a_wide_one_packed():
+    lengths = [1000, 400, 400, 400, 400, 400]
+    for hidden, width in ((0, 2000), (4096, 2000), (512, 2000), (128, 0)):
+        assert packing_width(lengths, hidden) == width, hidden
+    assert packing_width([40, 9, 12, 10, 8, 11], 128) == 80

@@ -142,6 +142,11 @@ def fingerprint(source: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def hidden_of(config: Any) -> int:
+    """Width of a language model, 0 where its configuration does not say."""
+    return int(getattr(config.get_text_config(), "hidden_size", 0) or 0)
+
+
 def describe_config(config: Any) -> str:
     """One line about an architecture, for statements and model cards."""
     text = json.loads(config.to_json_string(use_diff=False))

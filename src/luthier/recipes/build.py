@@ -31,6 +31,7 @@ from luthier.core.registry import find
 from luthier.core.signals import base_signals, split
 from luthier.models.generation import Sampling
 from luthier.models.language import LanguageModule, LanguageView
+from luthier.models.loading import hidden_of
 from luthier.recipes.mixing import mixture_of
 from luthier.recipes.model_check import world_faults
 from luthier.recipes.recipe import Recipe, samples
@@ -317,7 +318,7 @@ def _retained(recipe: Recipe, rows: Rows, policy: Policy, config: Any) -> Any:
     made = encode_training(rows, "text", policy.tokenizer, recipe.data, config)
     width = packing_of(recipe, policy.view.module.packs)
     return Retained(policy, RowFeed(made.examples, "text", made.parts, int(policy.tokenizer.pad_token_id),
-                                    recipe.train.batch, recipe.seed, width=width))  # fmt: skip
+                                    recipe.train.batch, recipe.seed, width=width, hidden=hidden_of(config)))  # fmt: skip
 
 
 def _fit_test(splits: Splits, parts: Parts, text: Any) -> list[str]:
@@ -370,7 +371,7 @@ def _feed(recipe: Recipe, parts: Parts, kind: str, encoded: Any, policy: Policy,
     width = packing_of(recipe, policy.view.module.packs)
     columns = {k: torch.tensor(v) for k, v in encoded.columns.items()}
     feed = RowFeed(encoded.examples, kind, encoded.parts, pad_id, train.batch, recipe.seed, train.micro, width, columns,
-                   meta=rows, mixture=mixture)  # fmt: skip
+                   meta=rows, mixture=mixture, hidden=hidden_of(policy.view.module.model.config))  # fmt: skip
     feed.tables = _taught(recipe, parts.objective, policy, feed)
     return feed if recipe.loop is None else _over_rows(recipe, kind, policy, feed)
 

@@ -14,7 +14,7 @@ from luthier.core.batch import Batch
 from luthier.core.config import build_component
 from luthier.core.errors import counted
 from luthier.models.language import LanguageModule, LanguageView
-from luthier.models.loading import DTYPES, load_config, load_tokenizer
+from luthier.models.loading import DTYPES, hidden_of, load_config, load_tokenizer
 from luthier.recipes.build import (
     attach_all,
     build_parts,
@@ -112,7 +112,8 @@ def plan_text(recipe: Recipe) -> Plan:
     if kind == "group":
         return _plan_group(recipe, parts, encoded, config, mixture, told)
     feed = RowFeed(encoded.examples, kind, encoded.parts, int(tokenizer.pad_token_id), train.batch, recipe.seed, train.micro,
-                   packing_of(recipe, True), {k: torch.tensor(v) for k, v in encoded.columns.items()}, mixture=mixture)  # fmt: skip
+                   packing_of(recipe, True), {k: torch.tensor(v) for k, v in encoded.columns.items()}, mixture=mixture,
+                   hidden=hidden_of(config))  # fmt: skip
     if words := words_asked(parts.objective):
         sizes = [e[0].trained for e in encoded.examples]
         feed.tables = {"topk_id": [torch.zeros(n, words, dtype=torch.long) for n in sizes],

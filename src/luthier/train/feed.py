@@ -53,16 +53,24 @@ def window(step: int, batch: int, rows: int, one_pass: Callable[[int], Tensor]) 
     return out
 
 
-def packing_width(lengths: Sequence[int], worth: float = 5 / 6) -> int:
-    """Twice the longest sequence where packing into such rows leaves at most `worth` of the padded tokens, else 0 (pad).
+def packing_width(lengths: Sequence[int], hidden: int = 0, worth: float = 5 / 6) -> int:
+    """Twice the longest sequence where packing into such rows leaves at most `worth` of the padded work, else 0 (pad).
+
+    hidden: width of the model. A layer's matrices take about 24 hidden^2 operations a token and attention 4 hidden for each
+    token that it may look at: all of a packed row, as the mask that keeps sequences apart is applied afterwards, and half a
+    padded one, as nothing looks ahead. 0 leaves attention out.
 
     >>> packing_width([10, 3, 3, 3, 3]), packing_width([10, 9, 10])
     (20, 0)
+    >>> packing_width([1000, 400, 400, 400, 400, 400], hidden=4096), packing_width([1000, 400, 400, 400, 400, 400], hidden=128)
+    (2000, 0)
     """
     longest = max(lengths)
     rows = bins(lengths, 2 * longest)
-    packed = len(rows) * max(sum(lengths[i] for i in row) for row in rows)
-    return 2 * longest if packed <= worth * longest * len(lengths) else 0
+    width = max(sum(lengths[i] for i in row) for row in rows)
+    seen = 1 / (6 * hidden) if hidden else 0.0
+    packed, padded = len(rows) * width * (1 + seen * width), len(lengths) * longest * (1 + seen * longest / 2)
+    return 2 * longest if packed <= worth * padded else 0
 
 
 @dataclass
@@ -70,7 +78,8 @@ class RowFeed(Feed):
     """Encoded rows as batches of one kind.
 
     examples: per row one token sequence per part. columns: per-row values, (rows, ...). width: packing width, 0 pads,
-    None packs into rows of twice the longest sequence where that saves a sixth of the tokens.
+    None packs into rows of twice the longest sequence where that saves a sixth of the work, see `packing_width`; hidden: the
+    model's width, for that.
     reference: cached reference log-probs, per row and part a 1-D tensor over trained tokens. tables: columns with a vector
     for each trained token of the first part, per row (trained tokens, k); a batch has them as (B, T, k), 0 elsewhere.
     mixture: which rows a pass has; None: every row once.
@@ -89,6 +98,7 @@ class RowFeed(Feed):
     reference: Sequence[tuple[Tensor, ...]] | None = None
     tables: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
     mixture: Mixture | None = None
+    hidden: int = 0
 
     def __len__(self) -> int:
         return len(self.examples) if self.mixture is None else len(self.mixture)
@@ -107,7 +117,7 @@ class RowFeed(Feed):
     def collate(self, rows: Sequence[int]) -> Batch:
         """The batch of these rows."""
         sequences = [self.examples[r][p] for p in range(len(self.parts)) for r in rows]
-        width = packing_width([len(s.ids) for s in sequences]) if self.width is None else self.width
+        width = packing_width([len(s.ids) for s in sequences], self.hidden) if self.width is None else self.width
         inputs = pack(sequences, self.pad_id, width) if width else pad(sequences, self.pad_id)
         if self.reference is not None:
             inputs["ref_token_logp"] = self._cached(rows, sequences, inputs)
