@@ -13,6 +13,7 @@ from torch import Tensor
 
 CHUNK = 1 << 24
 KEEP = 1 << 24
+PART = 1 << 20
 
 
 class Head(NamedTuple):
@@ -79,23 +80,42 @@ class _Scratch:
 
     def softmax(self, hidden: Tensor, target: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """(softmax, log p of target, entropy) of one chunk; the softmax lies in the block "p"."""
-        z = self.logits(hidden)
-        z = z.sub_(z.amax(-1, keepdim=True))
-        chosen = z.gather(-1, target[:, None])[:, 0]
-        held = self.block("z", len(z), z.dtype).copy_(z) if entropy else None
-        p = z.exp_()
-        total = p.sum(-1, keepdim=True)
-        p, log_total = p.div_(total), total.log()[:, 0]
-        return p, chosen - log_total, None if held is None else log_total - held.mul_(p).sum(-1)
+        p = self.logits(hidden)
+        logp, ent = p.new_empty(len(p)), p.new_empty(len(p)) if entropy else None
+        for cut in self._parts(len(p)) if entropy else [slice(None)]:
+            z, to = p[cut], target[cut, None]
+            z.sub_(z.amax(-1, keepdim=True))
+            chosen = z.gather(-1, to)[:, 0]
+            held = self.part(z).copy_(z) if entropy else None
+            total = z.exp_().sum(-1, keepdim=True)
+            log_total = total.log()[:, 0]
+            z.div_(total)
+            logp[cut] = chosen - log_total
+            if ent is not None and held is not None:
+                ent[cut] = log_total - held.mul_(z).sum(-1)
+        return p, logp, ent
 
     def gradient(self, p: Tensor, target: Tensor, g_logp: Tensor, g_ent: Tensor | None, ent: Tensor | None) -> Tensor:
         """Gradient by the logits: g_logp (onehot - p) - g_ent p (log p + H). Overwrites p."""
-        if g_ent is not None and ent is not None:
-            grad = torch.clamp_min(p, torch.finfo(p.dtype).tiny, out=self.block("z", len(p), p.dtype))
-            grad = grad.log_().add_(ent[:, None]).mul_(p).mul_(-g_ent[:, None]).sub_(p.mul_(g_logp[:, None]))
+        if g_ent is None or ent is None:
+            p.mul_(-g_logp[:, None])
         else:
-            grad = p.mul_(-g_logp[:, None])
-        return grad.scatter_add_(-1, target[:, None], g_logp[:, None].to(grad.dtype))
+            for cut in self._parts(len(p)):
+                slope = torch.clamp_min(p[cut], torch.finfo(p.dtype).tiny, out=self.part(p[cut]))
+                slope.log_().add_(ent[cut, None]).mul_(-g_ent[cut, None]).sub_(g_logp[cut, None])
+                p[cut].mul_(slope)
+        return p.scatter_add_(-1, target[:, None], g_logp[:, None].to(p.dtype))
+
+    def _parts(self, rows: int) -> list[slice]:
+        """Rows of a chunk, so many at a time that what is computed beside them is small and stays in the cache."""
+        size = max(1, PART // max(self.shape[1], 1))
+        return [slice(at, at + size) for at in range(0, rows, size)]
+
+    def part(self, like: Tensor) -> Tensor:
+        """A block of the shape of some rows of a chunk."""
+        if "part" not in self.held or len(self.held["part"]) < len(like):
+            self.held["part"] = torch.empty_like(like)
+        return self.held["part"][: len(like)]
 
     def narrow(self, grad: Tensor, dtype: torch.dtype) -> Tensor:
         """The same numbers in another type."""
