@@ -1,4 +1,4 @@
-"""The measured figures of benchmarks/results.json as tables: ours, the peer's, their ratio, what a bare loop takes, the target."""
+"""The measured figures of benchmarks/ as tables: ours, the peer's, their ratio, what a bare loop takes, the target."""
 
 from __future__ import annotations
 
@@ -55,6 +55,22 @@ def figures() -> list[str]:
             "",
         ]
     return out
+
+
+def choosing() -> list[str]:
+    """Lines about choosing rows at scale; none where nothing was recorded."""
+    path = BENCHMARKS / "selection.json"
+    if not path.is_file():
+        return []
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    about = found.pop("about", {})
+    cells = sorted((job, int(rows), who, f) for (job, rows, who), f in ((k.split("/"), f) for k, f in found.items()))
+    rows = [[job, f"{n:,}", who, _plain(f["seconds"]), _plain(f["peak_mib"]), _plain(f["vectors_mib"]), _plain(f.get("growth"))]
+            for job, n, who, f in cells]  # fmt: skip
+    head = ("job", "vectors", "by", "s", "peak of the process, MiB", "of it the vectors", "growth")
+    return ["### Choosing rows: 1,000 of n vectors of width 384", "", "Growth is the exponent of processor time since the size "
+            f"before; 1 is linear. What each job is: benchmarks/README.md. Recorded {about.get('date', '')}.", "", table(head, rows),
+            ""]  # fmt: skip
 
 
 def _group(title: str, cells: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from generator import DOCS, ROOMS
-from generator.figures import figures
+from generator.figures import choosing, figures
 from generator.markdown import code, plain, table
 from luthier.catalogue.index import Paper, verdict_of
 from luthier.core.registry import Entry
@@ -71,4 +71,4 @@ def trust_page() -> str:
         out += ["## Tests", "", f"{found['passed']} tests passed in a run of {which}. Among them, read from their names:", "",
                 table(("what", "how many"), [[k, str(v)] for k, v in found["counts"].items()]), "",
                 "A test may count under more than one kind. The forty pains and their tests: [pains](pains.md).", ""]  # fmt: skip
-    return "\n".join([*out, *figures()])
+    return "\n".join([*out, *figures(), *choosing()])
