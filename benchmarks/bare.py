@@ -2,7 +2,8 @@
 
 Same model, rows and batches as Luthier's side, as tensors made before the clock starts, padded or packed alike; logits at
 trained positions only; dpo with the reference's log-probs at hand; grpo draws its completions with Luthier's sampler, the
-fastest here. What a framework takes beside this is its own; no framework that runs transformers' model can take less.
+fastest here; freed memory is kept as in Luthier's loop. What a framework takes beside this is its own; no framework that runs
+transformers' model can take less.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ Loss = Callable[[Tensor, dict[str, Tensor]], Tensor]
 def measure(cell: Cell) -> Clock:
     """Run the loop."""
     from luthier.train.feed import RowFeed
+    from luthier.train.heap import keep_freed
 
+    keep_freed()
     clock, model, tokenizer = Clock(), model_of(cell.model).train(), tokenizer_of(cell.model)
     rows = texts(cell, cell.batch * 8)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
