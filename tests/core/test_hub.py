@@ -77,7 +77,7 @@ def test_within_only_downloads_are_looked_at_and_afterwards_all_is_as_before(los
     seen: list[object] = []
 
     def fail() -> None:
-        with hub() as why:
+        with hub("owner/name") as why:
             seen.extend((why.startswith(lost), constants.is_offline_mode(), config.HF_HUB_OFFLINE))
             raise KeyError
 
@@ -92,11 +92,11 @@ def test_a_hub_that_answers_is_asked_and_a_chosen_offline_mode_stays(
     lost: str, open_port: int, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{open_port}")
-    with hub() as why:
+    with hub("owner/name") as why:
         assert (why, constants.is_offline_mode()) == ("", False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(module, "unreachable", lambda *a: pytest.fail("asked"))
-    with hub() as why:
+    with hub("owner/name") as why:
         assert (why, constants.is_offline_mode()) == ("", True)
 
 

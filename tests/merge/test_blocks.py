@@ -52,7 +52,7 @@ def test_blocks_give_the_bits_of_whole_tensors(
 def test_models_of_another_precision_than_the_base(
     rule: Rule, base: torch.dtype, first: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rules that widen see blocks as they are stored; the sums must still be those of widened tensors."""
+    """Blocks of another precision than the base's are added in the precision of the sums, as whole tensors are."""
     stored, one, two = (
         {k: v.to(d) for k, v in m.items()} for m, d in zip(_models(3, torch.float64), (base, first, base), strict=True)
     )

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from luthier.core.errors import CheckpointError, ConfigError, OutputError
-from luthier.core.files import read_json, write_text
+from luthier.core.files import read_json, write_json
 from luthier.core.protocols import Reading
 
 FORMAT = 1
@@ -162,8 +162,7 @@ def write_result(out: Path, result: RunResult, key: str) -> Path:
     """Write one result atomically, its readings in the order taken; an earlier record of its failure is removed."""
     body = result.as_json()
     path = run_path(out, result.arm, result.seed)
-    whole = {"format": FORMAT, "key": key, "sha256": digest(body), "result": body}
-    write_text(path, json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_json(path, {"format": FORMAT, "key": key, "sha256": digest(body), "result": body}, in_order=True)
     run_path(out, result.arm, result.seed, failed=True).unlink(missing_ok=True)
     return path
 

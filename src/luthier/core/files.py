@@ -75,9 +75,9 @@ def write_text(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically, sorted and indented, so that equal values give equal bytes. NaN is refused."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, value: Any, in_order: bool = False) -> None:
+    """Write JSON atomically and indented, sorted so that equal values give equal bytes, or in its own order. NaN is refused."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=not in_order, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -53,11 +54,14 @@ def unreachable(endpoint: str, seconds: float = SECONDS) -> str:
 
 
 @contextmanager
-def hub() -> Generator[str]:
+def hub(source: str) -> Generator[str]:
     """Within, the hub's client looks at its downloads alone where the hub cannot be reached; gives the reason, or "".
 
-    An offline mode that the user chose (HF_HUB_OFFLINE) stays, and nothing is asked then.
+    Nothing is asked where source is a folder here, or in an offline mode that the user chose (HF_HUB_OFFLINE), which stays.
     """
+    if Path(source).expanduser().is_dir():
+        yield ""
+        return
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE or not (why := unreachable(constants.ENDPOINT)):

@@ -35,12 +35,11 @@ class Given:
 class Deltas(Sequence[Tensor]):
     """Deltas of several models, in the recipe's order, each made anew on access so that one is in memory at a time.
 
-    `weights(i)` gives model i itself: rules that average take it, because base + (model - base) is rounded. dtype: to
-    add in; the base's, but for rules that widen.
+    `weights(i)` gives model i itself: rules that average take it, because base + (model - base) is rounded.
     """
 
-    def __init__(self, base: Tensor, models: Sequence[Given], dtype: torch.dtype | None = None) -> None:
-        self.base, self._models, self.dtype = base, tuple(models), dtype or base.dtype
+    def __init__(self, base: Tensor, models: Sequence[Given]) -> None:
+        self.base, self._models = base, tuple(models)
 
     def __len__(self) -> int:
         return len(self._models)
@@ -51,7 +50,7 @@ class Deltas(Sequence[Tensor]):
     def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            return Deltas(self.base, self._models[index], self.dtype)
+            return Deltas(self.base, self._models[index])
         return self._models[index].delta(self.base)
 
     def weights(self, index: int) -> Tensor:
@@ -98,19 +97,10 @@ class Rule(MergeRule):
         """Whether each entry of the result is made from that entry of the base and the models alone, by the site at most."""
         return False
 
-    def widens(self) -> bool:
-        """Whether tensors may come as they are stored, because the rule itself adds in `deltas.dtype`; it saves copies."""
-        return False
-
 
 def by_entries(rule: MergeRule) -> bool:
     """Whether a rule may be given a tensor in pieces, flat."""
     return isinstance(rule, Rule) and rule.by_entries()
-
-
-def widens(rule: MergeRule) -> bool:
-    """Whether a rule takes tensors as they are stored."""
-    return isinstance(rule, Rule) and rule.widens()
 
 
 def finite(tensor: Tensor) -> bool:

@@ -28,7 +28,7 @@ from luthier.core.files import read_json, sha256, whole_folder, write_json
 from luthier.core.protocols import MergeRule
 from luthier.core.sites import Site
 from luthier.merge import _checks
-from luthier.merge._rule import Deltas, Given, MergeView, by_entries, finite, prepared, wide, widens
+from luthier.merge._rule import Deltas, Given, MergeView, by_entries, finite, prepared, wide
 from luthier.merge._sites import sites_of
 from luthier.merge._sources import AdapterDelta, FolderTensors, index_name, stem_of
 from luthier.merge._writer import Planned, ShardWriter, index_of, shards
@@ -116,11 +116,10 @@ class _Merger:
         self._differs = False
         whole = [m for m in self.models if not isinstance(m, AdapterDelta)]
         if stored.numel() > BLOCK and len(whole) == len(self.models) and by_entries(self.rule):
-            dtype, to, as_stored = wide(stored.dtype), torch.Tensor.to, widens(self.rule)
+            dtype, to = wide(stored.dtype), torch.Tensor.to
             for old, *others in zip(*(_blocks(t) for t in (stored, *(m[name] for m in whole))), strict=True):
-                base = old if as_stored else old.to(dtype)
-                given = [Given(partial(to, x, x.dtype if as_stored and x.itemsize < 8 else dtype)) for x in others]
-                yield self._made(name, old, base, Deltas(base, given, dtype))
+                base = old.to(dtype)
+                yield self._made(name, old, base, Deltas(base, [Given(partial(to, x, dtype)) for x in others]))
         else:
             yield self._made(name, *self._at(name))
         self.changed += self._differs

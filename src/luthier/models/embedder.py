@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from importlib import util
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def load_embedder(name: str) -> Embed:
     source = str(minilm_folder()) if name == "minilm" else name
     why = ""
     try:
-        with nullcontext("") if Path(source).is_dir() else hub() as why:
+        with hub(source) as why:
             model = SentenceTransformer(source, device="cuda" if torch.cuda.is_available() else "cpu")
     except (OSError, ValueError) as fault:
         raise ModelError(

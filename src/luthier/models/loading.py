@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ def snapshot(source: str) -> Path:
 
     why = ""
     try:
-        with hub() as why:
+        with hub(source) as why:
             return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
     except Exception as fault:  # the hub's client raises many kinds; each means that there is no such folder
         raise ModelError(_explain(source, fault, why)) from fault
@@ -43,7 +42,7 @@ def load_config(source: str) -> Any:
     check_exists(source)
     why = ""
     try:
-        with nullcontext("") if path.is_dir() else hub() as why:
+        with hub(source) as why:
             return AutoConfig.from_pretrained(str(path) if path.is_dir() else source, trust_remote_code=False)
     except (OSError, ValueError) as fault:
         raise ModelError(_explain(source, fault, why)) from fault
@@ -82,7 +81,7 @@ def load_causal_lm(source: str, dtype: str = "fp32", attention: str | None = Non
     path = Path(source).expanduser()
     transformers.utils.logging.disable_progress_bar()
     try:
-        with nullcontext("") if path.is_dir() else hub():
+        with hub(source):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(path) if path.is_dir() else source, config=config, dtype=DTYPES[dtype], output_loading_info=True,
                 use_safetensors=True, **extra)  # fmt: skip
@@ -101,7 +100,7 @@ def load_tokenizer(source: str) -> Any:
 
     path = Path(source).expanduser()
     try:
-        with nullcontext("") if path.is_dir() else hub():
+        with hub(source):
             tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else source, trust_remote_code=False)
     except (OSError, ValueError) as fault:
         raise ModelError(sentence(f"tokenizer {source!r}", "tokenizer files beside the model", str(fault).splitlines()[0],

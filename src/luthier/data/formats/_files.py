@@ -417,7 +417,7 @@ def from_hub(name: str, split: str | None) -> Iterator[Record]:
     owned, _, config = name.partition(":")
     why = ""
     try:
-        with hub() as why:
+        with hub(owned) as why:
             loaded = datasets.load_dataset(owned, config or None, split=split or "train")
     except Exception as fault:  # the hub client raises its own many kinds
         first = str(fault).strip().split("\n")[0][:200]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from luthier.core import Card, Site, component
 from luthier.core.errors import Refused, sentence
-from luthier.merge._rule import Deltas, MergeView, Rule, shares, weights_of
+from luthier.merge._rule import MergeView, Rule, shares, weights_of
 
 CARD = Card(
     name="linear merge",
@@ -39,13 +39,11 @@ CARD = Card(
 )
 
 
-def linear(
-    models: Iterable[Tensor], weights: Sequence[float], normalise: bool = True, dtype: torch.dtype | None = None
-) -> Tensor:
+def linear(models: Iterable[Tensor], weights: Sequence[float], normalise: bool = True) -> Tensor:
     """Weighted average (or sum, where not normalised) of tensors of one shape; one model is in memory at a time.
 
-    dtype: to add in and of the result, none narrower than the models'; None is theirs. Raises Refused when the weights
-    sum to 0 and are to be normalised, ValueError when their number is not that of the models.
+    Raises Refused when the weights sum to 0 and are to be normalised, ValueError when their number is not that of the
+    models.
     """
     total = sum(weights)
     if normalise and total == 0:
@@ -56,15 +54,10 @@ def linear(
         )
     out: Tensor | None = None
     for model, weight in zip(models, weights, strict=True):
-        out = model.to(dtype or model.dtype) * weight if out is None else torch.add(out, model, alpha=weight)
+        out = model * weight if out is None else torch.add(out, model, alpha=weight)
     if out is None:
         raise Refused(sentence("linear", "at least one model", "none", "List them under `models`"))
     return out / total if normalise and total != 1 else out
-
-
-def average(base: Tensor, deltas: Sequence[Tensor], weights: Sequence[float], normalise: bool = True) -> Tensor:
-    """`linear` of the models of a merge, which may come as they are stored."""
-    return linear(weights_of(base, deltas), weights, normalise, deltas.dtype if isinstance(deltas, Deltas) else None)
 
 
 @component(CARD)
@@ -91,8 +84,5 @@ class Linear(Rule):
     def by_entries(self) -> bool:
         return True
 
-    def widens(self) -> bool:
-        return True
-
     def __call__(self, base: Tensor, deltas: Sequence[Tensor], at: Site) -> Tensor:
-        return average(base, deltas, shares("linear", self.weights, len(deltas)), self.normalise)
+        return linear(weights_of(base, deltas), shares("linear", self.weights, len(deltas)), self.normalise)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from luthier.core import Card, Site, component
-from luthier.merge._rule import MergeView, Rule, shares
-from luthier.merge.average.linear import average, linear
+from luthier.merge._rule import MergeView, Rule, shares, weights_of
+from luthier.merge.average.linear import linear
 
 CARD = Card(
     name="uniform soup",
@@ -55,8 +55,5 @@ class Soup(Rule):
     def by_entries(self) -> bool:
         return True
 
-    def widens(self) -> bool:
-        return True
-
     def __call__(self, base: Tensor, deltas: Sequence[Tensor], at: Site) -> Tensor:
-        return average(base, deltas, (1.0,) * len(deltas))
+        return linear(weights_of(base, deltas), (1.0,) * len(deltas))
