@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +41,14 @@ def one_side(name: str, side: str, steps: int, traced: bool) -> dict[str, float]
     if kind == "merge":
         from benchmarks import merging
 
-        found = merging.one(side, size)
-    elif traced:
+        return merging.one(side, size) | {"whole": merging.whole(side, size)}
+    if traced:
         from benchmarks.memory import allocated
 
         with allocated() as found:
             _train(name, side, 1)
         return found
-    else:
-        found = _train(name, side, steps).figures()
-    return found | {"whole": time.perf_counter() - began}
+    return _train(name, side, steps).figures() | {"whole": time.perf_counter() - began}
 
 
 def _train(name: str, side: str, steps: int) -> Any:
@@ -115,31 +114,30 @@ def measured(name: str, repeats: int, steps: int) -> dict[str, Any]:
     return cell
 
 
-def table(cells: list[str], repeats: int, steps: int) -> dict[str, Any]:
-    """All cells; prints a line per cell as it goes."""
+def table(cells: list[str], repeats: int, steps: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each cell as soon as it is measured; prints its lines."""
     from benchmarks import merging
 
-    out: dict[str, Any] = {}
     try:
         for name in cells:
             if name.startswith("merge/"):
                 merging.folders(name.rpartition("-")[2])
-            cell = out[name] = startup() if name == "startup" else measured(name, repeats, steps)
+            cell = startup() if name == "startup" else measured(name, repeats, steps)
             for side, found in cell.items() if name != "startup" else [("seconds", cell)]:
                 print(f"{name:<26} {side:<12} {found}", flush=True)
+            yield name, cell
     finally:
         merging.clear()
-    return out
 
 
-def record(found: dict[str, Any], repeats: int) -> None:
-    """Write the cells into results.json, beside those that were not run."""
+def record(name: str, cell: dict[str, Any], repeats: int) -> None:
+    """Write a cell into results.json, beside those that were not run."""
     from luthier.report.manifest import hardware, versions
 
     path = HERE / "results.json"
     held = json.loads(path.read_text()) if path.exists() else {}
     told = {"repeats": repeats, "date": time.strftime("%Y-%m-%d")}
-    held.update({name: cell | told for name, cell in found.items()})
+    held[name] = cell | told
     held["about"] = held.get("about", {}) | told | {"versions": versions(), "hardware": hardware()}
     path.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
 
@@ -157,9 +155,9 @@ def main() -> None:
     if given.side:
         print(json.dumps(one_side(given.cells, given.side, given.steps, given.traced)))
         return
-    found = table(given.cells.split(","), given.repeats, given.steps)
-    if given.record:
-        record(found, given.repeats)
+    for name, cell in table(given.cells.split(","), given.repeats, given.steps):
+        if given.record:
+            record(name, cell, given.repeats)
 
 
 if __name__ == "__main__":

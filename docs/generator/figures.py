@@ -20,7 +20,7 @@ GROUPS = (
     ("Denoising, against the loop that diffusers documents", ("denoise/*",), "", ""),
 )
 """Title, cells, and what a cell's name must not contain."""
-SECONDS = {"step": "s a step", "kilotoken": "s per 1,000 tokens", "merge": "s a merge", "whole": "s a process", "batch_1": "s at batch 1",
+SECONDS = {"step": "s a step", "kilotoken": "s per 1,000 tokens", "merge": "s a merge", "whole": "s the command", "batch_1": "s at batch 1",
            "batch_16": "s at batch 16", "batch_128": "s at batch 128"}  # fmt: skip
 MEMORY = {"peak_mib": "peak of the process", "grown_mib": "of it since the model was there",
           "allocator_mib": "by torch's allocator"}  # fmt: skip

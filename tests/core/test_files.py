@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,10 +22,13 @@ from hypothesis import strategies as st
 from luthier.core import files
 from luthier.core.errors import CheckpointError, OutputError
 from luthier.core.files import (
+    CHUNK,
     COMPLETE,
+    Digests,
     damage,
     read_json,
     read_tensors,
+    sha256,
     whole_folder,
     write_json,
     write_tensors,
@@ -271,3 +276,40 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, raw: bytes | None):
         read_json(path)
     with pytest.raises(CheckpointError, match=rf"{path} requires a readable safetensors file; got: "):
         read_tensors(path)
+
+
+def test_digests_found_beside_other_work_are_those_of_the_files(tmp_path: Path):
+    paths = [tmp_path / str(n) for n in (0, 1, CHUNK - 1, CHUNK, 3 * CHUNK + 5)]
+    for path in paths:
+        path.write_bytes(os.urandom(int(path.name)))
+    with Digests() as found:
+        found.start(paths)
+        found.start(paths[:2])
+        assert [found[p] for p in paths] == [sha256(p) for p in paths]
+
+
+def test_digests_under_way_end_with_the_block_that_wanted_them(tmp_path: Path):
+    endless = tmp_path / "endless"
+    os.mkfifo(endless)
+    feeding = threading.Event()
+
+    def feed() -> None:
+        with contextlib.suppress(BrokenPipeError), endless.open("wb", buffering=0) as pipe:
+            while True:
+                pipe.write(bytes(1 << 12))
+                feeding.set()
+
+    feeder = threading.Thread(target=feed, daemon=True)
+    feeder.start()
+    with Digests() as found:
+        found.start([endless])
+        assert feeding.wait(60)
+    feeder.join(60)
+    assert not feeder.is_alive()
+
+
+def test_a_digest_of_a_file_that_is_not_there_says_so(tmp_path: Path):
+    with Digests() as found:
+        found.start([tmp_path / "none"])
+        with pytest.raises(FileNotFoundError, match="none"):
+            found[tmp_path / "none"]

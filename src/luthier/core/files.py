@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +23,49 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 COMPLETE = "COMPLETE.json"
+CHUNK = 1 << 20
+"""Bytes that are hashed at a time, where hashing may be told to end."""
 
 
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+class Digests:
+    """`sha256` of files, found by two threads beside other work, each file once.
+
+    Leaving the `with` block ends what is under way; digests that were found stay.
+    """
+
+    def __init__(self) -> None:
+        self._pool, self._over = ThreadPoolExecutor(2), False
+        self._found: dict[Path, Future[str]] = {}
+
+    def start(self, paths: Iterable[Path]) -> None:
+        """Begin with these files, in this order."""
+        for path in paths:
+            if path not in self._found:
+                self._found[path] = self._pool.submit(self._read, path)
+
+    def __getitem__(self, path: Path) -> str:
+        """The digest of a file that was started, as soon as it is there. Raises OSError when it cannot be read."""
+        return self._found[path].result()
+
+    def _read(self, path: Path) -> str:
+        whole, part = hashlib.sha256(), memoryview(bytearray(CHUNK))
+        with path.open("rb", buffering=0) as file:
+            while not self._over and (size := file.readinto(part)):
+                whole.update(part[:size])
+        return whole.hexdigest()
+
+    def __enter__(self) -> Digests:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+        self._pool.shutdown(cancel_futures=True)
 
 
 def _fsync(path: Path) -> None:

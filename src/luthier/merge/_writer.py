@@ -19,11 +19,10 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from luthier.core.files import CHUNK
 from luthier.merge._sources import DTYPES
 
 NAMES = {v: k for k, v in DTYPES.items()}
-CHUNK = 1 << 20
-"""Bytes that are hashed at a time."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,7 +23,7 @@ from luthier import __version__
 from luthier.core.component import Component
 from luthier.core.config import as_dict
 from luthier.core.errors import ModelError, OutputError, Refused, sentence
-from luthier.core.files import read_json, sha256, whole_folder, write_json
+from luthier.core.files import Digests, read_json, whole_folder, write_json
 from luthier.core.protocols import MergeRule
 from luthier.core.sites import Site
 from luthier.merge import _checks
@@ -196,6 +195,7 @@ def merge_folders(
     weights: Sequence[float] | None = None,
     tokenizer: Literal["same", "base"] = "same",
     progress: Callable[[int, int, str], None] | None = None,
+    digests: Digests | None = None,
 ) -> Report:
     """Merge model folders (or adapters on the base) into the new folder `out`, which appears whole or not at all.
 
@@ -203,7 +203,8 @@ def merge_folders(
     itself, all else is the base's.
     models: folders, PEFT LoRA folders, or deltas, in the order that the rule sees. dtype: of the result; None keeps the
     base's. weights: per model, for rules that take them. tokenizer: "same" refuses models with another tokenizer,
-    "base" keeps the base's. progress(done, of, name) is called after each tensor. Memory: about one tensor of the base,
+    "base" keeps the base's. progress(done, of, name) is called after each tensor. digests: of the files that are read, in
+    case they were begun earlier; it is closed at the end. Memory: about one tensor of the base,
     one of a model and the result, whatever the number and size of the models. Raises ModelError, Refused, OutputError.
     """
     base, out = Path(base), Path(out)
@@ -214,8 +215,8 @@ def merge_folders(
         raise OutputError(
             sentence("the merge", "a new or empty output folder", f"{out}, which holds files", "Choose another folder")
         )
-    how = Settings(rule, dtype, shard_bytes, tokenizer, progress)
-    with whole_folder(out, how.digests) as aside:
+    how = Settings(rule, dtype, shard_bytes, tokenizer, progress, digests or Digests())
+    with how.read, whole_folder(out, how.written) as aside:
         if is_pipeline(str(base)):
             from luthier.merge.pipelines import merge_pipelines
 
@@ -228,14 +229,15 @@ def merge_folders(
 
 @dataclass(frozen=True)
 class Settings:
-    """How parts are merged: the arguments of `merge_folders` that are not folders. digests: of the files written."""
+    """How parts are merged: the arguments of `merge_folders` that are not folders. read, written: digests of files."""
 
     rule: MergeRule
     dtype: torch.dtype | None
     shard_bytes: float
     tokenizer: str
     progress: Callable[[int, int, str], None] | None
-    digests: dict[Path, str] = field(default_factory=dict[Path, str])
+    read: Digests
+    written: dict[Path, str] = field(default_factory=dict[Path, str])
 
 
 def merge_part(
@@ -250,11 +252,13 @@ def merge_part(
         files = shards(plan, how.shard_bytes, stem)
         _check_space(aside.parent, sum(p.bytes for p in plan))
         _copy_files(base, aside, how.dtype)
-        hashes = _hashes(opened, models, stack)
+        how.read.start(opened[0].files)
+        for model, one in zip(models, opened[1], strict=True):
+            how.read.start(_read_from(model, one))
         _write(work, files, aside, how)
         if len(files) > 1:
             write_json(aside / index_name(stem), index_of(files))
-        told = _manifest(how.rule, work.rule, opened, models, base, how.dtype, hashes)
+        told = _manifest(how.rule, work.rule, opened, models, base, how.dtype, how.read)
     sizes = sum(torch.Size(p.shape).numel() for p in plan), sum(p.bytes for p in plan)
     report = Report(aside, len(plan) - work.copied, work.copied, work.changed, *sizes, tuple(files), work.rule)
     return report, told
@@ -361,7 +365,7 @@ def _write(work: _Merger, files: Mapping[str, Sequence[Planned]], aside: Path, h
                 if how.progress is not None:
                     how.progress(done, total, one.name)
         os.chmod(aside / file, 0o644)
-        how.digests[aside / file] = shard.digest
+        how.written[aside / file] = shard.digest
 
 
 def _plain(rule: MergeRule) -> Any:
@@ -375,18 +379,6 @@ def _read_from(path: Path | AdapterDelta, one: FolderTensors | AdapterDelta) -> 
     return one.files if isinstance(one, FolderTensors) else sorted(Path(path).glob("adapter_*"))
 
 
-def _hashes(
-    opened: tuple[FolderTensors, list[FolderTensors | AdapterDelta]],
-    models: Sequence[Path | AdapterDelta],
-    stack: ExitStack,
-) -> dict[Path, Future[str]]:
-    """The hash of every file that is read, found beside the merge; what is left undone at the end is left."""
-    pool = ThreadPoolExecutor(2)
-    stack.callback(pool.shutdown, cancel_futures=True)
-    files = [*opened[0].files, *(f for m, o in zip(models, opened[1], strict=True) for f in _read_from(m, o))]
-    return {f: pool.submit(sha256, f) for f in dict.fromkeys(files)}
-
-
 def _manifest(
     rule: MergeRule,
     fitted: MergeRule,
@@ -394,14 +386,14 @@ def _manifest(
     models: Sequence[Path | AdapterDelta],
     base: Path,
     dtype: torch.dtype | None,
-    hashes: Mapping[Path, Future[str]],
+    digests: Digests,
 ) -> dict[str, Any]:
     """What was merged, by which rule: enough to do it again, with the hash of every file that was read."""
 
     def told(path: Path | AdapterDelta, one: FolderTensors | AdapterDelta) -> dict[str, Any]:
         if isinstance(path, AdapterDelta):
             return {"adapter": path.name, "tensors": sorted(path.parts)}
-        return {"folder": str(path), "files": {f.name: hashes[f].result() for f in _read_from(path, one)}}
+        return {"folder": str(path), "files": {f.name: digests[f] for f in _read_from(path, one)}}
 
     return {
         "rule": _plain(rule), "fitted": _plain(fitted), "base": told(base, opened[0]),

@@ -33,7 +33,7 @@ from luthier.models.generation import Sampling
 from luthier.models.language import LanguageModule, LanguageView
 from luthier.models.loading import hidden_of
 from luthier.recipes.mixing import mixture_of
-from luthier.recipes.model_check import world_faults
+from luthier.recipes.places import model_source
 from luthier.recipes.recipe import Recipe, samples
 from luthier.recipes.rows import Rows, Splits, advice, kind_after, load_splits, retained
 from luthier.train.feed import Feed, RowFeed
@@ -228,21 +228,6 @@ def select(recipe: Recipe, rows: Rows, tokenizer: Any) -> list[str]:
     return select_rows(rows, recipe.data.steps, recipe.seed, tokenizer, embedder(recipe), Untuned(recipe, tokenizer))
 
 
-def model_source(recipe: Recipe) -> str:
-    """Where the model lies: a lab world's shipped base, a folder, or a hub name."""
-    if recipe.model.startswith("lab:"):
-        from luthier.lab.language import World
-
-        if faults := world_faults(recipe.model):
-            raise ConfigError(faults)
-        if recipe.model != "lab:language":
-            raise ConfigError(
-                sentence("model", "a language model here", f"{recipe.model}, a world of images", "Use lab:language")
-            )
-        return str(World().model_folder())
-    return recipe.model
-
-
 def attach_all(model: torch.nn.Module, adapt: Sequence[tuple[Adaptation, Sites]], seed: int,
                beside: Mapping[str, torch.nn.Module] | None = None) -> Any:  # fmt: skip
     """Attach one adaptation, or several on disjoint sites as one handle. beside: modules that the objective brings."""
@@ -276,7 +261,7 @@ def prepare_text(recipe: Recipe, out: Path | None, on_event: Event | None, accel
     parts = build_parts(recipe)
     splits = load_splits(recipe.data, recipe.seed)
     kind = "group" if samples(recipe.loop) else fit_kind(parts.objective, splits.train, recipe.data.steps)
-    source = model_source(recipe)
+    source = model_source(recipe.model)
     load_config(source)
     tokenizer = with_pad(load_tokenizer(recipe.tokenizer or source))
     notes = [splits.train.statement, *splits.train.notes]

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from luthier.core.errors import ModelError, OutputError, Refused, sentence
 from luthier.core.files import read_json, read_tensors, whole_folder, write_tensors
-from luthier.recipes.build import attach_all, build_adapt, build_decode, model_source
+from luthier.recipes.build import attach_all, build_adapt, build_decode
+from luthier.recipes.places import model_source
 from luthier.recipes.recipe import Recipe, parse
 from luthier.train.sharding import gathered
 
@@ -86,7 +87,7 @@ class LoadedRun:
 
         self.folder = folder
         self.recipe: Recipe = recipe_of(folder)
-        source = model_source(self.recipe)
+        source = model_source(self.recipe.model)
         self.model = load_causal_lm(source, self.recipe.dtype)
         self.tokenizer = load_tokenizer(self.recipe.tokenizer or source)
         self.attached = attached_of(folder, self.recipe, self.model)
@@ -144,7 +145,7 @@ def export_text(run: Path, to: str, out: Path) -> None:
         write_folded(held.model, held.attached, held.tokenizer, out)
         return
     one_adaptation(held.recipe)
-    export_lora(held.attached, out, model_source(held.recipe))
+    export_lora(held.attached, out, model_source(held.recipe.model))
 
 
 def export_pairs(recipe: Recipe, run: Path, to: str, out: Path) -> None:
@@ -191,7 +192,7 @@ def plain_subject(source: str, seed: int = 0) -> Any:
     from luthier.recipes.recipe import Data
     from luthier.recipes.text import renderer
 
-    where = model_source(Recipe(model=source, data=Data(train="none")))
+    where = model_source(source)
     model, tokenizer = load_causal_lm(where), load_tokenizer(where)
     text = renderer(tokenizer, Data(train="none"), model.config)
     return LanguageSubject(LanguageModule(model), tokenizer, text.renders, text.pairs, text.stop, seed)

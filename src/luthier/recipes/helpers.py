@@ -81,16 +81,15 @@ def load_helpers(recipe: Recipe, model: nn.Module, tokenizer: Any,
 
 def _load(source: str, dtype: str, name: str, vocabulary: Mapping[str, int]) -> nn.Module:
     from luthier.models.loading import load_causal_lm, load_tokenizer
-    from luthier.recipes.build import model_source
     from luthier.recipes.export import LoadedRun
-    from luthier.recipes.recipe import Data, Recipe
+    from luthier.recipes.places import model_source
 
     folder = Path(source).expanduser()
     if (folder / "adapter").is_dir():
         run = LoadedRun(folder)
         model, own = run.model, run.tokenizer
     else:
-        where = model_source(Recipe(model=source, data=Data(train="none")))
+        where = model_source(source)
         model, own = load_causal_lm(where, dtype), load_tokenizer(where)
     if (found := own.get_vocab()) != vocabulary:
         other = sum(vocabulary.get(token) != at for token, at in found.items())

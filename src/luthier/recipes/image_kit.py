@@ -30,9 +30,9 @@ from luthier.recipes.images import (
     drawer,
     feed_of,
     pictures,
-    source_of,
     view_of,
 )
+from luthier.recipes.places import denoiser_source
 from luthier.recipes.plan import Plan
 from luthier.recipes.recipe import Recipe
 from luthier.recipes.rows import Splits, holdout
@@ -52,7 +52,7 @@ class Images:
         """Load, encode, attach: everything up to the first step."""
         parts = build_parts(recipe)
         kind, source = batch_kind(parts.objective), recipe.data.image_source
-        loaded = load_denoiser(source_of(recipe), recipe.dtype)
+        loaded = load_denoiser(denoiser_source(recipe.model), recipe.dtype)
         if recipe.train.threads:
             torch.set_num_threads(recipe.train.threads)
         data = recipe.data
@@ -193,7 +193,7 @@ def teacher_of(recipe: Recipe, weights: bool = True) -> LoadedDenoiser | None:
     """The recipe's other pipeline as the teacher, None without; weights: whether they are loaded."""
     if recipe.teacher is None:
         return None
-    return load_denoiser(source_of(replace(recipe, model=recipe.teacher)), recipe.dtype, weights=weights)
+    return load_denoiser(denoiser_source(recipe.teacher), recipe.dtype, weights=weights)
 
 
 def handles_of(recipe: Recipe, parts: Any, policy: Any, loaded: LoadedDenoiser) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from luthier.models.denoiser import LoadedDenoiser, load_denoiser
 from luthier.recipes.build import attach_all, build_parts
 from luthier.recipes.image_kit import handles_of, teacher_of, training_pictures
-from luthier.recipes.images import batch_kind, brought, codec_of, feed_of, source_of, view_of
+from luthier.recipes.images import batch_kind, brought, codec_of, feed_of, view_of
+from luthier.recipes.places import denoiser_source
 from luthier.recipes.plan import Plan
 from luthier.recipes.recipe import Recipe
 from luthier.recipes.walk import walk
@@ -25,7 +26,7 @@ def plan_images(recipe: Recipe) -> Plan:
     parts, fake = build_parts(recipe), fake_mode()
     kind = batch_kind(parts.objective)
     with fake:
-        loaded = load_denoiser(source_of(recipe), recipe.dtype, weights=False)
+        loaded = load_denoiser(denoiser_source(recipe.model), recipe.dtype, weights=False)
         own = brought(recipe, parts.objective, loaded)
         attached = attach_all(loaded.module, parts.adapt, recipe.seed, own)  # before captions: it may add words
     bare = replace(loaded, codec=None)

@@ -15,7 +15,8 @@ from torch.nn import Module
 
 from luthier.core.errors import DataError, sentence
 from luthier.models.denoiser import LoadedDenoiser, load_denoiser
-from luthier.recipes.images import ImageSubject, brought, codec_of, drawer, source_of, view_of
+from luthier.recipes.images import ImageSubject, brought, codec_of, drawer, view_of
+from luthier.recipes.places import denoiser_source
 from luthier.recipes.recipe import Data, ImageSampling, Recipe
 
 
@@ -59,7 +60,7 @@ def subject_at(source: str, sampling: ImageSampling | None, seed: int) -> ImageS
     is_run = (folder / "adapter").is_dir()
     recipe = recipe_of(folder) if is_run else Recipe(model=source, data=Data(train="none"), objective="denoise")
     recipe = replace(recipe, seed=seed, sampling=sampling or recipe.sampling)
-    loaded, _, beside = reread(folder, recipe) if is_run else (load_denoiser(source_of(recipe), recipe.dtype), None, {})
+    loaded, _, beside = reread(folder, recipe) if is_run else (load_denoiser(denoiser_source(recipe.model), recipe.dtype), None, {})
     view = view_of(loaded)
     return ImageSubject(
         view, drawer(recipe, view.path, loaded, beside), loaded.module.conditioner.tokens, *codec_of(loaded)
@@ -71,7 +72,7 @@ def reread(run: Path, recipe: Recipe) -> tuple[LoadedDenoiser, Any, dict[str, Mo
     from luthier.recipes.build import build_objective
     from luthier.recipes.export import attached_of
 
-    loaded = load_denoiser(source_of(recipe), recipe.dtype)
+    loaded = load_denoiser(denoiser_source(recipe.model), recipe.dtype)
     beside = brought(recipe, build_objective(recipe.objective), loaded)
     return loaded, attached_of(run, recipe, loaded.module, beside), beside
 

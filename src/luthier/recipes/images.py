@@ -14,7 +14,7 @@ from torch import Tensor
 
 from luthier.core import Guidance, Sampler
 from luthier.core.config import build_component
-from luthier.core.errors import ConfigError, Refused, counted, sentence, unknown
+from luthier.core.errors import Refused, counted, sentence
 from luthier.core.protocols import Row
 from luthier.models.denoiser import DenoiserView, LoadedDenoiser
 from luthier.models.pipelines import pixel_shape
@@ -154,18 +154,6 @@ def shift_of(scheduler: Mapping[str, Any], tokens: int) -> float:
     few, many = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
     low, high = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
     return math.exp(low + (high - low) * (tokens - few) / (many - few))
-
-
-def source_of(recipe: Recipe) -> str:
-    """The folder of the recipe's image model."""
-    if recipe.model.startswith(WORLD):
-        from luthier.lab.image import Digits, World
-
-        name = recipe.model.removeprefix(WORLD).strip("/")
-        if name not in ("", "digits"):
-            raise ConfigError(f"model {recipe.model!r}: {unknown('model', name, ('lab:image', 'lab:image/digits'))}")
-        return str((Digits() if name else World()).model_folder())
-    return recipe.model
 
 
 def view_of(loaded: LoadedDenoiser) -> DenoiserView:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from luthier.core.config import build_component, check_component
+from luthier.core.config import build_component, check_component, value_faults
 from luthier.core.errors import ConfigError, counted, unknown
-from luthier.models.loading import DTYPES
-from luthier.recipes.build import model_source
+from luthier.core.files import Digests
 from luthier.recipes.image_check import IMAGE_WORLD
-from luthier.recipes.recipe import Data, Recipe
+from luthier.recipes.places import denoiser_source, model_source
+from luthier.recipes.recipe import Recipe
 
 KEYS = ("base", "models", "merge", "dtype", "name")
 
@@ -23,8 +23,8 @@ def merge_faults(plain: Mapping[str, Any]) -> list[str]:
     models = plain.get("models")
     if models is not None and not (isinstance(models, list) and models and all(isinstance(m, str) for m in models)):
         faults.append(f"models: requires a list of folders; got {models!r}")
-    if plain.get("dtype") is not None and plain["dtype"] not in DTYPES:
-        faults.append(f"dtype: {unknown('dtype', str(plain['dtype']), tuple(DTYPES))}")
+    if plain.get("dtype") is not None:
+        faults += value_faults(Recipe.__annotations__["dtype"], plain["dtype"], "dtype")
     if "merge" in plain:
         entry, own = check_component(plain["merge"], "merge", "merge")
         faults += own
@@ -36,12 +36,7 @@ def merge_faults(plain: Mapping[str, Any]) -> list[str]:
 
 def folder_of(source: str) -> Path:
     """The model folder behind a source: a run's merged model, a plain folder or pipeline, or a lab world's base."""
-    recipe = Recipe(model=source, data=Data(train="none"))
-    if source.startswith(IMAGE_WORLD):
-        from luthier.recipes.images import source_of
-
-        return Path(source_of(recipe))
-    where = Path(model_source(recipe)).expanduser()
+    where = Path((denoiser_source if source.startswith(IMAGE_WORLD) else model_source)(source)).expanduser()
     merged = where / "model"
     return merged if any((merged / n).is_file() for n in ("config.json", "model_index.json")) else where
 
@@ -50,10 +45,14 @@ def merge_by_recipe(plain: Mapping[str, Any], out: Path) -> str:
     """Merge and say what was written. Raises ConfigError with all faults at once."""
     if faults := merge_faults(plain):
         raise ConfigError(faults)
-    from luthier.merge.executor import merge_folders
+    base, *models = (folder_of(m) for m in (plain["base"], *plain["models"]))
+    with Digests() as digests:  # begins while the libraries are imported
+        for folder in (base, *models):
+            digests.start(sorted(folder.glob("*.safetensors")))
+        from luthier.merge.executor import merge_folders
+        from luthier.models import loading
 
-    rule = build_component(plain["merge"], "merge", "merge")
-    models = [folder_of(m) for m in plain["models"]]
-    dtype = None if plain.get("dtype") is None else DTYPES[plain["dtype"]]
-    merge_folders(rule, folder_of(plain["base"]), models, out, dtype=dtype)
+        rule = build_component(plain["merge"], "merge", "merge")
+        dtype = None if plain.get("dtype") is None else loading.DTYPES[plain["dtype"]]
+        merge_folders(rule, base, models, out, dtype=dtype, digests=digests)
     return f"{counted(len(models), 'model')} merged by {rule.id} into {out}"

@@ -19,13 +19,13 @@ from luthier.recipes.build import (
     attach_all,
     build_parts,
     fit_kind,
-    model_source,
     needs_reference,
     packing_of,
     select,
     words_asked,
 )
 from luthier.recipes.mixing import mixture_of
+from luthier.recipes.places import model_source
 from luthier.recipes.recipe import Recipe, samples
 from luthier.recipes.rows import load_splits
 from luthier.recipes.text import encode_training
@@ -102,7 +102,7 @@ def plan_text(recipe: Recipe) -> Plan:
     parts = build_parts(recipe)
     splits = load_splits(recipe.data, recipe.seed)
     kind = "group" if samples(recipe.loop) else fit_kind(parts.objective, splits.train, recipe.data.steps)
-    source = model_source(recipe)
+    source = model_source(recipe.model)
     config, tokenizer = load_config(source), load_tokenizer(recipe.tokenizer or source)
     select(recipe, splits.train, tokenizer)
     encoded = encode_training(splits.train, kind, tokenizer, recipe.data, config)

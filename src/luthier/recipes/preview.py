@@ -9,8 +9,9 @@ from torch import Tensor
 
 from luthier.core.errors import counted
 from luthier.models.loading import load_config, load_tokenizer
-from luthier.recipes.build import attach_all, build_adapt, build_objective, fit_kind, model_source, select
+from luthier.recipes.build import attach_all, build_adapt, build_objective, fit_kind, select
 from luthier.recipes.mixing import mixture_of
+from luthier.recipes.places import denoiser_source, model_source
 from luthier.recipes.recipe import Recipe
 from luthier.recipes.rows import load_splits
 from luthier.recipes.text import encode_training
@@ -29,7 +30,7 @@ def encode_for_preview(recipe: Recipe) -> tuple[Any, Any, str]:
         if recipe.loop is not None
         else fit_kind(build_objective(recipe.objective), splits.train, recipe.data.steps)
     )
-    source = model_source(recipe)
+    source = model_source(recipe.model)
     config, tokenizer = load_config(source), load_tokenizer(recipe.tokenizer or source)
     told = select(recipe, splits.train, tokenizer)
     encoded = encode_training(splits.train, kind, tokenizer, recipe.data, config)
@@ -43,10 +44,10 @@ def images_for_preview(recipe: Recipe, count: int) -> ImagePreview:
     from luthier.diffusion.schedules._path import level
     from luthier.models.denoiser import load_denoiser
     from luthier.recipes.image_kit import training_pictures
-    from luthier.recipes.images import as_floats, batch_kind, codec_of, source_of, view_of
+    from luthier.recipes.images import as_floats, batch_kind, codec_of, view_of
 
     objective = build_objective(recipe.objective)
-    loaded = load_denoiser(source_of(recipe), recipe.dtype)
+    loaded = load_denoiser(denoiser_source(recipe.model), recipe.dtype)
     attach_all(loaded.module, build_adapt(recipe.adapt), recipe.seed)  # it may teach words
     train, _ = training_pictures(recipe, loaded, batch_kind(objective))
     path, conditioner = view_of(loaded).path, loaded.module.conditioner

@@ -27,10 +27,10 @@ class Untuned:
         from luthier.models.language import LanguageModule
         from luthier.models.loading import load_causal_lm
         from luthier.models.subject import LanguageSubject
-        from luthier.recipes.build import model_source
+        from luthier.recipes.places import model_source
         from luthier.recipes.text import renderer
 
-        model = load_causal_lm(model_source(self.recipe), self.recipe.dtype)
+        model = load_causal_lm(model_source(self.recipe.model), self.recipe.dtype)
         model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
         text = renderer(self.tokenizer, self.recipe.data, model.config)
         return LanguageSubject(LanguageModule(model), self.tokenizer, text.renders, text.pairs, text.stop)
