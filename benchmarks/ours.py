@@ -54,6 +54,7 @@ def measure(cell: Cell) -> Clock:
                        hidden=model.config.hidden_size)  # fmt: skip
         if cell.kind == "dpo":
             _cache(feed, policy, cell.batch)
+            attached.forget_base()  # as `luthier run` does
 
     def ended(event: Mapping[str, Any]) -> None:
         nonlocal seen

@@ -5,7 +5,7 @@ from __future__ import annotations
 from generator.source import component_class
 from luthier.core.registry import Entry
 
-PYTHON_ONLY = ("edit.", "merge.search.", "diffusion.schedules.", "data.synthesise.")
+PYTHON_ONLY = ("edit.", "diffusion.schedules.", "data.synthesise.")
 """How the ids of techniques begin for which recipes have no slot."""
 PYTHON_EXAMPLES = {"phrases": '("the formula",)', "sites": '"*.3.mlp.down_proj"'}
 SAMPLING = {"samplers": "sampler", "guidance": "guides"}
@@ -57,7 +57,8 @@ def recipe(entry: Entry) -> str:
     key, value = slot(entry)
     if entry.room == "merge":
         models = "[TUNED]" if entry.short in ("wise_ft", "lines", "half_reset") else "[TUNED, ANOTHER]"
-        return f"base: MODEL\nmodels: {models}\nmerge: {value}\n"
+        judge = "judge: {data: FILE}\n" if entry.card.needs.handles else ""
+        return f"base: MODEL\nmodels: {models}\nmerge: {value}\n{judge}"
     lines = [*beginning(entry, key, value), *partners(entry, key), "train: {steps: 100, lr: 1.0e-4}"]
     if "retain" in entry.card.needs.handles:
         lines[1] = "data: {train: FILE, retain: FILE}"
@@ -105,13 +106,8 @@ def usage(entry: Entry) -> str:
     if not entry.id.startswith(PYTHON_ONLY):
         kind = "a merge recipe, for `luthier merge`" if entry.room == "merge" else "a recipe"
         return f"In {kind}:\n\n```yaml\n{recipe(entry)}```\n\nFrom Python: `from luthier.{entry.id} import {name}`."
-    if entry.room == "merge":
-        more = f"search = {name}()"
-        told = "Merge recipes have no place for a judge yet; call it with the models' weights and a score or loss."
-    else:
-        given = ", ".join(f"{p.name}={PYTHON_EXAMPLES[p.name]}" for p in entry.parameters if p.default is None)
-        more = f"made = {name}({given})"
-        told = "It is used from Python: see its docstring for what to hand it."
-        if entry.room == "diffusion":
-            told = "It is a parameter of objectives and samplers, or follows from the model's scheduler."
-    return f"{told}\n\n```python\nfrom luthier.{entry.id} import {name}\n\n{more}\n```"
+    given = ", ".join(f"{p.name}={PYTHON_EXAMPLES[p.name]}" for p in entry.parameters if p.default is None)
+    told = "It is used from Python: see its docstring for what to hand it."
+    if entry.room == "diffusion":
+        told = "It is a parameter of objectives and samplers, or follows from the model's scheduler."
+    return f"{told}\n\n```python\nfrom luthier.{entry.id} import {name}\n\nmade = {name}({given})\n```"

@@ -121,6 +121,36 @@ def test_what_a_run_leaves_behind(place, tmp_path, objective, adapt):
     assert told == subject_of(made.prepared).generate(asked, temperature=0.0, max_new=8)
 
 
+@pytest.mark.parametrize("adapt", ["full", "half", "lora"])
+@pytest.mark.parametrize("objective", ["nll", "dpo"])
+def test_a_run_that_keeps_no_base_leaves_the_same_bytes(place, tmp_path, objective, adapt):
+    made = {keep: run(recipe(place, objective, ADAPTATIONS[adapt], train={"epochs": 2, "steps": None}),
+                      tmp_path / str(keep), keep_base=keep) for keep in (True, False)}  # fmt: skip
+    copies = {keep: m.prepared.policy.attached.describe().get("base_copy_bytes", 0) for keep, m in made.items()}
+    assert copies[False] == 0
+    assert (copies[True] > 0) == (adapt != "lora")
+    for name in ("adapter/adaptation.safetensors", "model/model.safetensors", "trace.json"):
+        assert (tmp_path / "True" / name).read_bytes() == (tmp_path / "False" / name).read_bytes(), name
+
+
+ASKING = {
+    "a measure": {"measure": ["pair_accuracy"], "objective": "dpo"},
+    "a loop": {"loop": {"raft": {"samples": 2, "prompts": 4, "steps": 2}}, "reward": {"format": {"pattern": "w.*"}},
+               "rollout": {"max_new": 4}},
+    "a hook": {"regularise": ["bc_anchor"], "data": {"retain": "old.jsonl"}},
+    "an objective": {**OBJECTIVES["grpo"], "objective": {"trajectory_balance": {"reference": True}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("asking", ASKING)
+def test_the_base_stays_where_anything_asks_for_it(place, tmp_path, asking):
+    own = {k: v for k, v in ASKING[asking].items() if k != "data"}
+    data = {k: str(place / v) for k, v in ASKING[asking].get("data", {}).items()}
+    name = own.pop("objective", "nll")
+    made = run(recipe(place, name, "full", data=data, **own), tmp_path / "out", keep_base=False)
+    assert made.prepared.policy.attached.describe()["base_copy_bytes"] > 0
+
+
 @pytest.mark.parametrize("adapt", ADAPTATIONS)
 def test_exports(place, tmp_path, adapt):
     from peft import PeftModel

@@ -13,7 +13,8 @@ import pytest
 from luthier.core.files import read_tensors
 from luthier.recipes.recipe import parse
 from luthier.recipes.run import run
-from tests.cli.shell import write_recipe
+from tests.cli.shell import luthier, refused, write_recipe
+from tests.recipes.image_parts import digits, dit_folder
 from tests.recipes.parts import chat_rows, model_folder, write
 from tests.trust.ranks import finished, start_all
 
@@ -34,23 +35,53 @@ def forked(plain, out):
     finished(start_all(plain, out, resume=False))
 
 
+ADAPT = {"full": "full", "lora": {"lora": {"rank": 2}}, "sparse": {"neuroada": {"k": 2}}, "s2ft": {"s2ft": {}}}
+
+
 @pytest.mark.parametrize(
     ("adapt", "shard", "micro", "start"),
-    [("lora", False, 1, launched), ("lora", True, None, forked), ("full", True, 1, forked)],
-)
+    [("lora", False, 1, launched), ("lora", True, None, forked), ("full", True, 1, forked), ("full", False, None, forked),
+     ("sparse", False, 1, forked), ("sparse", True, None, forked), ("s2ft", False, None, forked), ("s2ft", True, 1, forked)],
+)  # fmt: skip
 def test_two_processes_train_as_one(tmp_path, adapt, shard, micro, start):
     model_folder(tmp_path / "model")
     data = write(tmp_path / "chat.jsonl", chat_rows())
     plain = {"model": str(tmp_path / "model"), "data": {"train": str(data), "holdout": 2}, "objective": "nll",
-             "adapt": {"lora": {"rank": 2}} if adapt == "lora" else "full",
+             "adapt": ADAPT[adapt],
              "train": {"steps": 3, "batch": 6, "lr": 1e-2, "micro": micro, "shard": shard}}  # fmt: skip
+    as_one(plain, tmp_path, start, "model/model.safetensors")
+
+
+def image_recipe(tmp_path, adapt, **train):
+    dit_folder(tmp_path / "model")
+    digits(tmp_path / "images.npz")
+    return {"model": str(tmp_path / "model"), "data": {"train": str(tmp_path / "images.npz"), "holdout": 2},
+            "objective": "denoise", "adapt": ADAPT[adapt], "optimiser": "sgd",
+            "train": {"steps": 2, "batch": 4, "lr": 1e-2, **train}}  # fmt: skip
+
+
+@pytest.mark.parametrize("adapt", ["full", "lora"])
+def test_image_models_train_as_one_in_copies(tmp_path, adapt):
+    merged = "model/transformer/diffusion_pytorch_model.safetensors"
+    as_one(image_recipe(tmp_path, adapt), tmp_path, forked, merged)
+
+
+def test_image_models_are_not_spread(tmp_path):
+    refused(luthier("check", write_recipe(tmp_path / "r.yaml", image_recipe(tmp_path, "full", shard=True))),
+            "train.shard: requires a language model or a text encoder", "as copies")  # fmt: skip
+
+
+def as_one(plain, tmp_path, start, merged):
+    """One process and two give the same curves, adaptation and merged model."""
     one = run(parse(plain), tmp_path / "one")
     start(plain, tmp_path / "two")
     curves = json.loads((tmp_path / "two" / "result.json").read_text())["curves"]
     for ours, theirs in zip(one.outcome.curves, curves, strict=True):
         assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-5)
         assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-3)
-        assert theirs["tokens"] == ours["tokens"]
-    a, b = (read_tensors(tmp_path / name / "adapter" / "adaptation.safetensors") for name in ("one", "two"))
-    for name in a:
-        assert (a[name] - b[name]).abs().max() < 1e-4, name
+        assert theirs.get("tokens") == ours.get("tokens")
+    for file in ("adapter/adaptation.safetensors", merged):
+        a, b = (read_tensors(tmp_path / name / file) for name in ("one", "two"))
+        assert a.keys() == b.keys()
+        for name in a:
+            assert (a[name] - b[name]).abs().max() < 1e-4, name

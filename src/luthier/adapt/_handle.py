@@ -75,6 +75,19 @@ class Handle:
         raise NotImplementedError
         yield
 
+    @contextmanager
+    def folding(self) -> Iterator[dict[str, Tensor]]:
+        """Inside the block: what to lay over the model's own weights, by the base's names, to have the merged model.
+
+        Collective where parameters are sharded. Raises Refused where the adaptation cannot be merged.
+        """
+        changed = self.merged()
+        with self.disabled():
+            yield changed
+
+    def forget_base(self) -> None:
+        """Free what is kept only for `disabled` and `detach`; most adaptations keep nothing."""
+
     def state(self) -> dict[str, Tensor]:
         """All that must be saved, whole on every process; like a state dict it shares memory with the live tensors.
 

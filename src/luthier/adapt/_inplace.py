@@ -2,7 +2,7 @@
 
 Memory: unless told otherwise the handle keeps one copy on the CPU of every tensor that trains, so that `disabled` and
 `detach` give the base back bit for bit. Where nobody asks for the base (no reference, no detach),
-`attach(..., keep_base=False)` or `handle.needs_base = False` saves that copy.
+`attach(..., keep_base=False)` or `handle.forget_base()` saves that copy.
 """
 
 from __future__ import annotations
@@ -85,19 +85,9 @@ class InPlaceHandle(Handle):
         if keep_base:
             self.base = {n: _aside(whole(t)) for n, t in self.tensors()}
 
-    @property
-    def needs_base(self) -> bool:
-        """Whether the copy of the base is kept; set it to False to free that memory for good."""
-        return self.base is not None
-
-    @needs_base.setter
-    def needs_base(self, keep: bool) -> None:
-        if keep and self.base is None:
-            raise Refused(
-                f"{self.adaptation.id}: the base copy was given up; attach anew with keep_base=True to have one."
-            )
-        if not keep:
-            self.base = None
+    def forget_base(self) -> None:
+        """Free the copy of the base for good."""
+        self.base = None
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """What trains, by its base name."""
@@ -145,6 +135,12 @@ class InPlaceHandle(Handle):
                     p.data.copy_(kept)
             self.asleep = 0
 
+    @contextmanager
+    def folding(self) -> Iterator[dict[str, Tensor]]:
+        """Nothing: the model's own weights are the merged ones."""
+        self._can_merge()
+        yield {}
+
     def merged(self) -> dict[str, Tensor]:
         """The trained tensors that differ from the base (all of them without a base copy), on the CPU, tied ones once."""
         self._can_merge()
@@ -188,8 +184,8 @@ class InPlaceHandle(Handle):
     def _base(self, what: str) -> dict[str, Tensor]:
         if self.base is None:
             raise Refused(
-                f"{what} requires the base weights; {self.adaptation.id} was told to keep no copy. Attach it with "
-                "keep_base=True, or use merge_into_model to keep the trained weights."
+                f"{what} requires the base weights; {self.adaptation.id} keeps no copy of them. Attach it with "
+                "keep_base=True and leave out forget_base, or use merge_into_model to keep the trained weights."
             )
         return self.base
 

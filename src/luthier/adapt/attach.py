@@ -96,6 +96,17 @@ class Several:
         """Changed weights of all."""
         return _union(h.merged() for h in self.handles)
 
+    @contextmanager
+    def folding(self) -> Iterator[dict[str, Tensor]]:
+        """Changed weights of all, to be laid over the model's own inside the block."""
+        with ExitStack() as stack:
+            yield _union([stack.enter_context(handle.folding()) for handle in self.handles])
+
+    def forget_base(self) -> None:
+        """Free what any of them keeps only for `disabled` and `detach`."""
+        for handle in self.handles:
+            handle.forget_base()
+
     def config_changes(self) -> dict[str, Any]:
         """Configuration changes of all."""
         return _union(h.config_changes() for h in self.handles)

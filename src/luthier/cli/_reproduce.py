@@ -14,7 +14,7 @@ from luthier.core.streams import python_stream
 
 def reproduce_claims(name: str | None, every: bool, sample: int, commit: bool, listing: bool) -> None:
     """Run one, some or all claims and print their verdicts; a verdict is never an error."""
-    from luthier.reproduce.runner import names, record, reproduce
+    from luthier.reproduce.runner import load, names, record, reproduce
 
     known = names()
     asked = [w for w, v in ((name, name), ("--all", every), (f"--sample {sample}", sample), ("--list", listing)) if v]
@@ -30,6 +30,7 @@ def reproduce_claims(name: str | None, every: bool, sample: int, commit: bool, l
             )
         return
     if name:
+        load(name)  # an unknown one is named before anything is printed
         chosen = [name]
     elif every:
         chosen = known

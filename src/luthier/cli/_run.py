@@ -45,7 +45,8 @@ def run_recipe(path: Path, out: Path | None, sets: list[str], resume: bool) -> N
     accelerator = accelerator_for(recipe.train.precision, recipe.train.tracker, target)
     main = accelerator is None or accelerator.is_main_process
     with Progress(recipe.name) as progress:
-        finished = run(recipe, target, resume=resume, on_event=progress if main else None, accelerator=accelerator)
+        finished = run(recipe, target, resume=resume, on_event=progress if main else None, accelerator=accelerator,
+                       keep_base=False)  # fmt: skip
     if not main:
         return
     if finished.outcome.interrupted:

@@ -134,6 +134,14 @@ class Attached(Protocol):
         """Changed weights only, by the base model's own names. Raises Refused where merge is NEVER."""
         ...
 
+    def folding(self) -> AbstractContextManager[dict[str, Tensor]]:
+        """What to lay over the model's own weights inside the block to have the merged model."""
+        ...
+
+    def forget_base(self) -> None:
+        """Free what is kept only for `disabled` and `detach`, which refuse from then on."""
+        ...
+
     def detach(self) -> None:
         """Restore the base model bit for bit."""
         ...

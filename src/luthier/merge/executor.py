@@ -196,6 +196,7 @@ def merge_folders(
     tokenizer: Literal["same", "base"] = "same",
     progress: Callable[[int, int, str], None] | None = None,
     digests: Digests | None = None,
+    note: Mapping[str, Any] | None = None,
 ) -> Report:
     """Merge model folders (or adapters on the base) into the new folder `out`, which appears whole or not at all.
 
@@ -204,7 +205,7 @@ def merge_folders(
     models: folders, PEFT LoRA folders, or deltas, in the order that the rule sees. dtype: of the result; None keeps the
     base's. weights: per model, for rules that take them. tokenizer: "same" refuses models with another tokenizer,
     "base" keeps the base's. progress(done, of, name) is called after each tensor. digests: of the files that are read, in
-    case they were begun earlier; it is closed at the end. Memory: about one tensor of the base,
+    case they were begun earlier; it is closed at the end. note: what the manifest says besides. Memory: about one tensor of the base,
     one of a model and the result, whatever the number and size of the models. Raises ModelError, Refused, OutputError.
     """
     base, out = Path(base), Path(out)
@@ -223,7 +224,7 @@ def merge_folders(
             report, told = merge_pipelines(how, base, models, aside)
         else:
             report, told = merge_part(how, base, models, aside)
-        write_json(aside / MANIFEST, told)
+        write_json(aside / MANIFEST, {**told, **(note or {})})
     return replace(report, out=out)
 
 
@@ -245,7 +246,7 @@ def merge_part(
 ) -> tuple[Report, dict[str, Any]]:
     """Merge one folder of weights into the existing, empty folder `aside`; what was done, and its manifest."""
     with ExitStack() as stack:
-        opened = _open_all(base, models, how.tokenizer, stack)
+        opened = open_all(base, models, how.tokenizer, stack)
         work = _Merger(how.rule, opened[0], opened[1], opened[0].shapes, how.dtype)
         plan = [Planned(n, _result_dtype(opened[0], n, how.dtype), s) for n, s in opened[0].shapes.items()]
         stem = stem_of(base)
@@ -280,9 +281,9 @@ def _result_dtype(base: FolderTensors, name: str, dtype: torch.dtype | None) -> 
     return (dtype or stored) if stored in FLOATS else stored
 
 
-def _open_all(base: Path, models: Sequence[Path | AdapterDelta], tokenizer: str, stack: ExitStack
+def open_all(base: Path, models: Sequence[Path | AdapterDelta], tokenizer: str, stack: ExitStack
               ) -> tuple[FolderTensors, list[FolderTensors | AdapterDelta]]:  # fmt: skip
-    """Open the base and all models, and raise ModelError with every fault that names, shapes and settings show."""
+    """Open the base and all models within `stack`; raises ModelError with every fault that names, shapes and settings show."""
     config = _config(base)
     first = stack.enter_context(FolderTensors(base))
     faults = _checks.config_faults(f"base {base}", config, config) + _dtype_faults(f"base {base}", first)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,8 @@ class DenoiserView:
 
     path, kind: how images and noise mix, and what the network predicts. time: from the path's t to the network's units (the path's own).
     """
+
+    spreads: ClassVar[bool] = False  # conditions are encoded before a pass, and a DiT calls a layer of its first block after the last one
 
     def __init__(
         self, module: DenoiserModule, path: Any, kind: str, time: Time | None = None, wrapped: nn.Module | None = None

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ class EncoderView:
     """The engine's view of a text encoder: signals `embedding` (B, d) and `layer_embedding` (B, L + 1, d) per part."""
 
     extra_signals = ("layer_embedding",)
+    spreads: ClassVar[bool] = True
 
     def __init__(self, module: EncoderModule, wrapped: nn.Module | None = None) -> None:
         """wrapped: the module as a data-parallel wrapper presents it (the same by default)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -182,6 +182,8 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 class LanguageView:
     """The engine's view of a language policy: signals of a batch, by part, whatever its layout."""
+
+    spreads: ClassVar[bool] = True
 
     def __init__(self, module: LanguageModule, wrapped: nn.Module | None = None) -> None:
         """wrapped: the module as a data-parallel wrapper presents it (the same by default)."""

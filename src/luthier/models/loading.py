@@ -80,14 +80,15 @@ def load_causal_lm(source: str, dtype: str = "fp32", attention: str | None = Non
             return AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], **extra).eval()
     path = Path(source).expanduser()
     transformers.utils.logging.disable_progress_bar()
+    why = ""
     try:
-        with hub(source):
+        with hub(source) as why:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(path) if path.is_dir() else source, config=config, dtype=DTYPES[dtype], output_loading_info=True,
                 use_safetensors=True, **extra)  # fmt: skip
         model, info = loaded
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as fault:
-        raise ModelError(_explain(source, fault)) from fault
+        raise ModelError(_explain(source, fault, why)) from fault
     if missing := sorted(info["missing_keys"]):
         raise ModelError(sentence(f"model {source!r}", "all weights of its architecture", f"{len(missing)} missing, first "
                                   f"{missing[0]!r}", "Check that config and weights belong together"))  # fmt: skip
@@ -98,12 +99,12 @@ def load_tokenizer(source: str) -> Any:
     """The tokenizer of a folder or hub name; a missing pad token is filled by the end token (masks never use its id)."""
     from transformers import AutoTokenizer
 
-    path = Path(source).expanduser()
+    path, why = Path(source).expanduser(), ""
     try:
-        with hub(source):
+        with hub(source) as why:
             tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else source, trust_remote_code=False)
     except (OSError, ValueError) as fault:
-        raise ModelError(sentence(f"tokenizer {source!r}", "tokenizer files beside the model", str(fault).splitlines()[0],
+        raise ModelError(sentence(f"tokenizer {source!r}", "tokenizer files beside the model", why or str(fault).splitlines()[0],
                                   "Set `tokenizer:` to a folder that has them")) from fault  # fmt: skip
     return with_pad(tokenizer)
 

@@ -484,6 +484,17 @@ def cache_reference(prepared: Prepared) -> int:
     return passes
 
 
+def asks_for_base(prepared: Prepared) -> bool:
+    """Whether anything from the first step on may ask for the model as it was before training."""
+    recipe, parts = prepared.recipe, prepared.parts
+    cached = getattr(prepared.feed, "reference", None) is not None
+    named = [*parts.objective.needs.handles, *(h for hook in parts.hooks for h in hook.needs.handles)]
+    signals = [w for hook in parts.hooks for w in getattr(hook, "wants", ())]
+    listens = recipe.measure or recipe.loop is not None or recipe.decode or recipe.sampling.guides
+    own = bool(needs_reference(parts.objective)) and not cached
+    return bool(listens) or own or "reference" in named or any(split(s)[0] == "ref_" for s in signals)
+
+
 def _trained(values: torch.Tensor, tokens: Any) -> torch.Tensor:
     own = torch.tensor(tokens.mask, dtype=torch.bool)
     own[0] = False

@@ -20,15 +20,15 @@ from luthier.train.sharding import gathered
 
 
 def write_folded(model: Any, attached: Any, tokenizer: Any, folder: Path, main: bool = True) -> None:
-    """Write base weights with `attached.merged()` in place of those it changed, config changes included.
+    """Write the merged model, config changes included.
 
-    Collective where weights are sharded; only the main process writes. Memory: one copy of the changed weights, no other.
+    Collective where weights are sharded; only the main process writes. Memory: one copy of the weights that an adaptation
+    changes, none of those that trained in place.
     """
     from luthier.models.loading import save_model
 
-    changed = attached.merged()
-    with torch.no_grad(), attached.disabled():
-        state = {k: gathered(v).detach() for k, v in model.state_dict().items() if ".luthier" not in k}
+    with torch.no_grad(), attached.folding() as changed:
+        state = {k: gathered(v).detach() for k, v in model.state_dict().items()}
         if not main:
             return
         shell = _folded(model, attached, state, changed)

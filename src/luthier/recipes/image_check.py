@@ -37,6 +37,9 @@ def image_faults(plain: Mapping[str, Any], data: Data) -> tuple[str, list[str]]:
         if entry.card.needs.batch and not any(b.startswith("image") for b in entry.card.needs.batch):
             faults.append(f"objective: {entry.short} requires a language model; got the image model {plain['model']!r}. Use an "
                           "objective of luthier.diffusion, for example denoise.")  # fmt: skip
+    if isinstance(train := plain.get("train"), Mapping) and train.get("shard"):
+        faults.append("train.shard: requires a language model or a text encoder; got an image model. Leave it out: several processes "
+                      "train it as copies.")  # fmt: skip
     try:
         train = data.image_source
     except DataError as fault:

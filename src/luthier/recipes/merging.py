@@ -9,17 +9,19 @@ from typing import Any
 from luthier.core.config import build_component, check_component, value_faults
 from luthier.core.errors import ConfigError, counted, unknown
 from luthier.core.files import Digests
+from luthier.core.registry import Entry
 from luthier.recipes.image_check import IMAGE_WORLD
 from luthier.recipes.places import denoiser_source, model_source
-from luthier.recipes.recipe import Recipe
+from luthier.recipes.recipe import Recipe, recipe_faults
 
-KEYS = ("base", "models", "merge", "dtype", "name")
+KEYS = ("base", "models", "merge", "dtype", "name", "judge")
+REQUIRED, JUDGE = KEYS[:3], ("data", "measure", "seed")
 
 
 def merge_faults(plain: Mapping[str, Any]) -> list[str]:
     """Every fault of a merge recipe."""
     faults = [f"merge recipe: {unknown('key', str(k), KEYS)}" for k in plain if k not in KEYS]
-    faults += [f"merge recipe: requires the key {k!r}, which is not given" for k in KEYS[:3] if k not in plain]
+    faults += [f"merge recipe: requires the key {k!r}, which is not given" for k in REQUIRED if k not in plain]
     models = plain.get("models")
     if models is not None and not (isinstance(models, list) and models and all(isinstance(m, str) for m in models)):
         faults.append(f"models: requires a list of folders; got {models!r}")
@@ -28,10 +30,28 @@ def merge_faults(plain: Mapping[str, Any]) -> list[str]:
     if "merge" in plain:
         entry, own = check_component(plain["merge"], "merge", "merge")
         faults += own
-        if entry is not None and entry.card.needs.handles:
-            faults.append(f"merge: {entry.short} searches by a held-out {' and '.join(entry.card.needs.handles)}, which a merge "
-                          f"recipe cannot give; call luthier.{entry.id} from Python, or use soup.")  # fmt: skip
+        if entry is not None:
+            faults += _judge_faults(entry, plain)
     return faults
+
+
+def _judge_faults(entry: Entry, plain: Mapping[str, Any]) -> list[str]:
+    judge, searches = plain.get("judge"), bool(entry.card.needs.handles)
+    if judge is None:
+        return [] if not searches else [f"judge: {entry.short} requires rows to search by, which are not given. "
+                                        "Write judge: {data: {train: FILE}}, or use soup."]  # fmt: skip
+    if not searches:
+        return [f"judge: requires a merge that searches; {entry.short} does not. Leave `judge` out."]
+    if not isinstance(judge, Mapping) or "data" not in judge:
+        return [f"judge: requires a mapping with the key 'data'; got {judge!r}"]
+    unknowns = [f"judge: {unknown('key', str(k), JUDGE)}" for k in judge if k not in JUDGE]
+    return unknowns + [f"judge: {fault}" for fault in recipe_faults(judge_recipe(str(plain.get("base")), judge))]
+
+
+def judge_recipe(base: str, judge: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `judge` as a recipe that measures the base, so that its keys are checked and read as everywhere."""
+    own = {k: judge[k] for k in ("data", "seed") if k in judge}
+    return {"model": base, **own, "measure": [judge.get("measure", "likelihood")]}
 
 
 def folder_of(source: str) -> Path:
@@ -54,5 +74,11 @@ def merge_by_recipe(plain: Mapping[str, Any], out: Path) -> str:
 
         rule = build_component(plain["merge"], "merge", "merge")
         dtype = None if plain.get("dtype") is None else loading.DTYPES[plain["dtype"]]
-        merge_folders(rule, base, models, out, dtype=dtype, digests=digests)
-    return f"{counted(len(models), 'model')} merged by {rule.id} into {out}"
+        name, note, told = rule.id, None, ""
+        if plain.get("judge") is not None:
+            from luthier.recipes.merge_search import in_words, search
+
+            found, note = search(rule, plain["judge"], base, models)
+            rule, told = found.rule, f": {in_words(note)}"
+        merge_folders(rule, base, models, out, dtype=dtype, digests=digests, note=note)
+    return f"{counted(len(models), 'model')} merged by {name} into {out}{told}"

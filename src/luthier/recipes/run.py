@@ -16,7 +16,7 @@ from luthier.core import Reading
 from luthier.core.config import as_dict
 from luthier.core.errors import OutputError, Refused, sentence
 from luthier.core.files import read_json, write_json, write_tensors, write_text
-from luthier.recipes.build import Prepared, cache_reference, prepare
+from luthier.recipes.build import Prepared, asks_for_base, cache_reference, prepare
 from luthier.recipes.recipe import Recipe
 from luthier.report.manifest import git_state, hardware, versions
 from luthier.train.checkpoint import newest
@@ -98,11 +98,12 @@ def check_measures(prepared: Prepared) -> list[str]:
 
 
 def run(recipe: Recipe, out: Path | None = None, *, resume: bool = False, on_event: Event | None = None,
-        accelerator: Any = None, keep_model: bool = True) -> Finished:  # fmt: skip
+        accelerator: Any = None, keep_model: bool = True, keep_base: bool = True) -> Finished:  # fmt: skip
     """Train, measure and save a recipe.
 
     out: folder of the run (None: nothing is written; of several processes only the main one writes). resume: go on from the
-    last good checkpoint. Raises Luthier's errors.
+    last good checkpoint. keep_base: False frees the copy of the base that training in place keeps, where nothing in the recipe
+    asks for it; the finished model can then not be switched off. Raises Luthier's errors.
     """
     tell = on_event or (lambda event: None)
     main = accelerator is None or accelerator.is_main_process
@@ -119,6 +120,8 @@ def run(recipe: Recipe, out: Path | None = None, *, resume: bool = False, on_eve
     passes = cache_reference(prepared)
     if passes:
         tell({"kind": "note", "text": f"reference log-probs cached in {passes} forward passes"})
+    if not keep_base and not asks_for_base(prepared):
+        prepared.policy.attached.forget_base()
     loop = Loop(prepared.job)
     if resume and out is not None and newest(out) is None:
         tell({"kind": "note", "text": f"--resume: there is no checkpoint in {out}; the run starts at the beginning"})

@@ -110,6 +110,9 @@ class Loop:
             return Stepper(self.job.policy, self.job.objective, hooks, _same, torch.Tensor.backward, ExitStack)
         world, view = accelerator.num_processes, self.job.policy.view
         if world > 1 and (self.job.settings.shard or accelerator.is_fsdp2):
+            if not view.spreads:
+                raise Refused(sentence("sharding (train.shard, or FSDP of a launcher)", "a model whose layers run in its forward alone",
+                                       "an image model", "Train it as copies: leave train.shard out"))  # fmt: skip
             view.wrapped = shard(view.module, accelerator.device)
             waiting = partial(unsynchronised, view.wrapped)
         else:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,13 @@ from luthier.core.signals import Signals, base_signals, split
 class View(Protocol):
     """What turns a batch into plain base signals (models.language, models.denoiser, ...).
 
-    A view of models that objectives run themselves also has `runner(around, count)`.
+    A view of models that objectives run themselves also has `runner(around, count)`. spreads: whether its weights may be
+    spread over processes: nothing calls layers outside of the module's forward.
     """
 
     module: Any
     wrapped: nn.Module
+    spreads: ClassVar[bool]
 
     def signals(self, batch: Batch, wants: Iterable[str]) -> dict[str, tuple[Tensor, ...]]: ...
 

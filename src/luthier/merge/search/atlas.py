@@ -31,7 +31,7 @@ CARD = Card(
     name="aTLAS",
     source="arXiv 2407.02880",
     papers=(153,),
-    needs=Needs(handles=("loss",)),
+    needs=Needs(handles=("base", "loss")),
     cost="one forward and backward and one pass over all models per step; memory of the merge, its gradient and one model",
     limits=(
         "lambda = 0, as at the start: the base",
