@@ -172,6 +172,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "a judge for nothing": ({"merge": "soup"}, "judge: requires a merge that searches; soup does not"),
     "no data": ({"judge": {"measure": "likelihood"}}, "judge: requires a mapping with the key 'data'"),
     "a key": ({"judge": {"data": "x.jsonl", "mesure": "likelihood"}}, "unknown key 'mesure'; did you mean 'measure'"),
+    "a key beside an unknown merge": ({"merge": "gredy_soup", "judge": {"data": "x.jsonl", "sed": 1}}, "unknown key 'sed'"),
     "a measure": ({"judge": {"data": "x.jsonl", "measure": "likelyhood"}}, "did you mean 'likelihood'"),
     "a key of data": ({"judge": {"data": {"train": "x.jsonl", "row": 3}}}, "unknown key 'row'"),
 }

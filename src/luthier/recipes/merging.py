@@ -29,19 +29,18 @@ def merge_faults(plain: Mapping[str, Any]) -> list[str]:
         faults += value_faults(Recipe.__annotations__["dtype"], plain["dtype"], "dtype")
     if "merge" in plain:
         entry, own = check_component(plain["merge"], "merge", "merge")
-        faults += own
-        if entry is not None:
-            faults += _judge_faults(entry, plain)
+        faults += own + _judge_faults(entry, plain)
     return faults
 
 
-def _judge_faults(entry: Entry, plain: Mapping[str, Any]) -> list[str]:
-    judge, searches = plain.get("judge"), bool(entry.card.needs.handles)
+def _judge_faults(entry: Entry | None, plain: Mapping[str, Any]) -> list[str]:
+    """entry: the merge, None where its name is unknown."""
+    judge = plain.get("judge")
+    if entry is not None and (judge is None) == bool(entry.card.needs.handles):
+        return [f"judge: requires a merge that searches; {entry.short} does not. Leave `judge` out." if judge is not None else
+                f"judge: {entry.short} requires rows to search by, which are not given. Write judge: {{data: FILE}}, or use soup."]  # fmt: skip
     if judge is None:
-        return [] if not searches else [f"judge: {entry.short} requires rows to search by, which are not given. "
-                                        "Write judge: {data: {train: FILE}}, or use soup."]  # fmt: skip
-    if not searches:
-        return [f"judge: requires a merge that searches; {entry.short} does not. Leave `judge` out."]
+        return []
     if not isinstance(judge, Mapping) or "data" not in judge:
         return [f"judge: requires a mapping with the key 'data'; got {judge!r}"]
     unknowns = [f"judge: {unknown('key', str(k), JUDGE)}" for k in judge if k not in JUDGE]
