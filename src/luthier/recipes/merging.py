@@ -37,8 +37,9 @@ def _judge_faults(entry: Entry | None, plain: Mapping[str, Any]) -> list[str]:
     """entry: the merge, None where its name is unknown."""
     judge = plain.get("judge")
     if entry is not None and (judge is None) == bool(entry.card.needs.handles):
-        return [f"judge: requires a merge that searches; {entry.short} does not. Leave `judge` out." if judge is not None else
-                f"judge: {entry.short} requires rows to search by, which are not given. Write judge: {{data: FILE}}, or use soup."]  # fmt: skip
+        short, odd = entry.short, f"judge: requires a merge that searches; {entry.short} does not. Leave `judge` out."
+        return [odd if judge is not None else
+                f"judge: {short} requires rows to search by, which are not given. Write judge: {{data: FILE}}, or use soup."]  # fmt: skip
     if judge is None:
         return []
     if not isinstance(judge, Mapping) or "data" not in judge:
