@@ -79,6 +79,7 @@ def as_one(plain, tmp_path, start, merged):
     for ours, theirs in zip(one.outcome.curves, curves, strict=True):
         assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-5)
         assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-3)
+        assert theirs.keys() == ours.keys()
         assert theirs.get("tokens") == ours.get("tokens")
     for file in ("adapter/adaptation.safetensors", merged):
         a, b = (read_tensors(tmp_path / name / file) for name in ("one", "two"))

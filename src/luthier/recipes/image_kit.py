@@ -216,11 +216,8 @@ def write_merged_images(loaded: LoadedDenoiser, attached: Any, folder: Path, mai
     """The pipeline with the adapted weights folded in; the live model is left as it is."""
     from luthier.core.files import whole_folder
     from luthier.models.denoiser import save_denoiser
-    from luthier.train.sharding import gathered, is_sharded
 
-    with torch.no_grad(), attached.folding() as changed:
-        spread = {k: v for k, v in loaded.module.state_dict().items() if is_sharded(v) and ".adapted." not in k}
-        whole = gathered({**spread, **changed})
-        if main:
-            with whole_folder(folder) as aside:
-                save_denoiser(loaded, whole, loaded.module.conditioner, aside)
+    if not main:
+        return
+    with torch.no_grad(), attached.folding() as changed, whole_folder(folder) as aside:
+        save_denoiser(loaded, changed, loaded.module.conditioner, aside)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ class Judge:
             came = f"{len(self.rows)} and {len(self.unseen)}"
             raise Refused(sentence("judge.data", "rows to search by and others to report on", came, "Give more rows, or `test`"))
         self.model: Any = load_causal_lm(str(base), self.recipe.dtype)
-        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(self.device)
         tokenizer = load_tokenizer(str(base))
         text = renderer(tokenizer, self.recipe.data, self.model.config)
         self.subject = LanguageSubject(LanguageModule(self.model), tokenizer, text.renders, text.pairs, text.stop, seed)
@@ -95,14 +97,18 @@ class Judge:
         self.name, self.sign = found.name, found.better
         return found.better * found.value
 
+    @cached_property
+    def _batches(self) -> list[dict[str, Tensor]]:
+        """The rows of the search, encoded and padded."""
+        pairs = self.subject.pairs([r["prompt"] for r in self.rows], [str(r["response"]) for r in self.rows])
+        made = (pad(pairs[at : at + BATCH], self.subject.tokenizer.pad_token_id or 0) for at in range(0, len(pairs), BATCH))
+        return [{k: v.to(self.device) for k, v in batch.items()} for batch in made]
+
     def loss(self, weights: Weights, scale: Tensor | float = 1.0) -> Tensor:
         """Mean negative log-prob per answer token over the rows of the search, nats; scale: a factor of the logits."""
-        pairs = self.subject.pairs([r["prompt"] for r in self.rows], [str(r["response"]) for r in self.rows])
-        device = next(self.model.parameters()).device
-        moved = {k: v.to(device) for k, v in weights.items()}
-        total, tokens = torch.zeros((), device=device), 0
-        for at in range(0, len(pairs), BATCH):
-            batch = {k: v.to(device) for k, v in pad(pairs[at : at + BATCH], self.subject.tokenizer.pad_token_id or 0).items()}
+        moved = {k: v.to(self.device) for k, v in weights.items()}
+        total, tokens = torch.zeros((), device=self.device), 0
+        for batch in self._batches:
             inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
             logits = functional_call(self.model, moved, kwargs={**inputs, "use_cache": False}).logits
             row, column = batch["trained"]
