@@ -42,7 +42,7 @@ claims: $(VENV)/.dev
 	$(BIN)/luthier reproduce --all --record
 
 soak: $(VENV)/.dev   ## the long forms of all tests; their counts go to docs/trust.json
-	$(BIN)/python -m pytest $(SIDE) --slow --counts docs/trust.json
+	$(BIN)/python -m pytest $(SIDE) --slow --counts=docs/trust.json
 
 bench: $(VENV)/.dev
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[selectpeers]"

@@ -102,7 +102,10 @@ FAULTS = {
     "no objective": ({"objective": []}, "objective: requires a component; got []"),
     "nothing that trains": ({"adapt": None}, "adapt: requires a component; got None"),
     "no reward": ({"objective": "grpo"}, "grpo learns from scored samples and requires `reward`"),
-    "a reward that nothing reads": ({"reward": "exact"}, "reward: requires an objective, loop or measure that asks for one"),
+    "a reward that nothing reads": (
+        {"reward": "exact"},
+        "reward: requires an objective, loop or measure that asks for one",
+    ),
     "a teacher that nothing asks": ({"teacher": "x"}, "teacher: requires an objective that learns from a teacher"),
     "a warm-up that no schedule reads": (
         {"train": {"steps": 3, "warmup": 0.1}, "schedule": {"cosine": {}}},
@@ -148,19 +151,33 @@ TEXTS = {
         "model: a\ntrain: {lr: 1, lr: 2}\n",
         "recipe.yaml:2:16: requires valid YAML; duplicate key 'lr'",
     ),
-    "a tab": ("model: a\ndata:\n\ttrain: b\n", "recipe.yaml:3:1: requires valid YAML"),
-    "an open bracket": ("model: [a\n", "recipe.yaml:2:1: requires valid YAML"),
+    "a tab": (
+        "model: a\ndata:\n\ttrain: b\n",
+        "recipe.yaml:3:1: requires valid YAML",
+        "in 'train: b'. Indent with spaces.",
+    ),
+    "an open bracket": ("model: [a\n", "recipe.yaml:2:1: requires valid YAML", "Close the bracket that opens at 1:8."),
+    "an open quote": (
+        'model: a\ndata: "b\n',
+        "recipe.yaml:3:1: requires valid YAML",
+        "Close the quote that opens at 2:7.",
+    ),
+    "a colon in a value": ("model: a\ndata: b: c\n", "recipe.yaml:2:8: ", "in 'data: b: c'", "quotes around a value"),
+    "another indent": ("data:\n  train: a\n seed: 1\n", "recipe.yaml:3:2: ", "in 'seed: 1'", "keys of one level"),
+    "a star": ("model: *best\n", "recipe.yaml:1:8: ", "Put a value that begins with * in quotes."),
+    "two documents": ("model: a\n---\nmodel: b\n", "recipe.yaml:2:1: ", "Leave the line --- out."),
     "code": (
         "model: !!python/object/apply:os.system [true]\n",
         "recipe.yaml:1:8: requires valid YAML; could not determine a constructor",
+        "Leave the tag out",
     ),
 }
 
 
 @pytest.mark.parametrize("what", TEXTS)
 def test_a_recipe_file_that_is_none(tmp_path, what):
-    text, words = TEXTS[what]
-    refused(luthier("check", write_recipe(tmp_path / "recipe.yaml", text)), words)
+    text, *words = TEXTS[what]
+    refused(luthier("check", write_recipe(tmp_path / "recipe.yaml", text)), *words)
 
 
 def test_a_recipe_file_in_another_encoding(tmp_path):

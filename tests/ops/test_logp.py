@@ -35,6 +35,38 @@ def test_values_and_gradients_equal_the_full_logits(dtype, keep, scale, softcap,
         torch.testing.assert_close(a, b, **{k: 10 * x for k, x in TOL[dtype].items()})
 
 
+@pytest.mark.parametrize("rows", [1, 3, 7])
+@pytest.mark.parametrize("chunk", [1, 9, 33])
+@pytest.mark.parametrize("entropy", [False, True])
+def test_any_division_into_rows_and_words_gives_the_same_gradients(monkeypatch, rows, chunk, entropy):
+    monkeypatch.setattr("luthier.ops.logp.ROWS", rows)
+    hidden, weight, bias, target = case(torch.float64)
+    head = Head(weight, bias, 0.7, 4.0)
+    found = []
+    for logp, ent in (linear_logp(hidden, head, target, entropy=entropy, chunk=chunk, keep=0),
+                      logp_and_entropy(head.logits(hidden), target)):  # fmt: skip
+        total = logp.square().sum() + (ent.exp().sum() if entropy else 0)
+        found.append(torch.autograd.grad(total, (hidden, weight, bias)))
+    for a, b in zip(*found, strict=True):
+        same(a, b)
+
+
+@pytest.mark.parametrize("rows", [3, 7])
+@pytest.mark.parametrize("keep", [0, 1 << 20])
+def test_half_precision_is_summed_in_single(monkeypatch, rows, keep):
+    """Within two roundings to bfloat16 of the gradients in float64, however many chunks they are summed over."""
+    monkeypatch.setattr("luthier.ops.logp.ROWS", rows)
+    found = []
+    for dtype in (torch.bfloat16, torch.float64):
+        leaves = [t.detach().to(torch.bfloat16).to(dtype).requires_grad_() for t in case(torch.float64)[:3]]
+        logp, ent = linear_logp(leaves[0], Head(*leaves[1:]), case()[3], entropy=True, chunk=9, keep=keep)
+        assert logp.dtype == torch.promote_types(dtype, torch.float32)
+        found.append(torch.autograd.grad(logp.sum() + ent.sum(), leaves))
+    for a, b in zip(*found, strict=True):
+        assert a.dtype == torch.bfloat16
+        torch.testing.assert_close(a.double(), b, rtol=2**-6, atol=2**-5)
+
+
 def test_no_rows_and_no_bias():
     hidden, weight, _, _ = case(bias=False)
     logp, _ = linear_logp(hidden[:0], Head(weight), torch.zeros(0, dtype=torch.long))

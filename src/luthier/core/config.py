@@ -217,6 +217,43 @@ def _spread(value: Any, known: dict[int, int]) -> int:
     return known[id(found)]
 
 
+_YAML_ADVICE = (
+    (
+        "mapping values",
+        "Put a colon and a space behind each key, quotes around a value that holds a colon, and keys of one "
+        "level at the same indent",
+    ),
+    ("'\\t' that cannot", "Indent with spaces"),
+    ("that cannot start", "Put the value in quotes"),
+    ("unexpected end", "Close the quote that opens at {opened}"),
+    ("expected ',' or", "Close the bracket that opens at {opened}"),
+    (
+        "expected <block end>",
+        "Give keys of one level the same indent, and put a value that holds quotes or brackets in quotes",
+    ),
+    ("undefined alias", "Put a value that begins with * in quotes"),
+    ("duplicate key", "Keep one of them"),
+    ("a constructor for the tag", "Leave the tag out, or put the value in quotes"),
+    ("another document", "Leave the line --- out"),
+)
+"""Part of the parser's words -> what to do."""
+
+
+def _yaml_fault(fault: Any, text: str, where: str) -> str:
+    """Place, the parser's words, what to do, and the line that it stopped at."""
+    mark = fault.problem_mark
+    if mark is None:
+        return f"{where}: requires valid YAML; {fault.problem}"
+    opened = fault.context_mark or mark
+    said = next((advice for words, advice in _YAML_ADVICE if words in fault.problem), "")
+    said = said.format(opened=f"{opened.line + 1}:{opened.column + 1}")
+    line = "".join(text.splitlines()[mark.line : mark.line + 1]).strip()
+    shown = f" in {line[:60]!r}" if line else ""
+    return (
+        f"{where}:{mark.line + 1}:{mark.column + 1}: requires valid YAML; {fault.problem}{shown}{said and '. ' + said}."
+    )
+
+
 def load_yaml(text: str, where: str) -> Any:
     """Parse YAML or JSON safely: duplicate keys are faults, 2e-4 is a number, 010 is ten, on/off/yes/no stay words.
 
@@ -235,13 +272,11 @@ def load_yaml(text: str, where: str) -> Any:
             )
         return value
     except yaml.MarkedYAMLError as fault:
-        mark = fault.problem_mark
-        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ConfigError(f"{where}{place}: requires valid YAML; {fault.problem}") from fault
+        raise ConfigError(_yaml_fault(fault, text, where)) from fault
     except (TypeError, RecursionError) as fault:
         raise ConfigError(f"{where}: requires plain words as keys, nested a few levels deep; {fault}") from fault
     except yaml.YAMLError as fault:
-        raise ConfigError(f"{where}: requires valid YAML; {fault}") from fault
+        raise ConfigError(f"{where}: requires valid YAML; {' '.join(str(fault).split())}") from fault
     except (ValueError, KeyError, AttributeError) as fault:  # from the constructors of tagged values
         raise ConfigError(
             f"{where}: requires values that fit their tags, and numbers of a sane size; {fault}"

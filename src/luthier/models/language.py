@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from luthier.core.batch import Batch
 from luthier.core.errors import ModelError, Refused
+from luthier.models.tied import tied_weight
 from luthier.ops.logp import Head, linear_logp
 
 Edit = Callable[[Tensor, Tensor], Tensor]
@@ -37,10 +38,10 @@ class LanguageModule(nn.Module):
         """The model below its output head."""
         return self.model.base_model  # type: ignore[return-value]
 
-    def head(self) -> Head:
-        """The output head as numbers."""
+    def head(self, weight: Tensor | None = None) -> Head:
+        """The output head as numbers; weight: an alias of its own to multiply by."""
         module: Any = self.model.get_output_embeddings()  # type: ignore[operator]
-        return Head(module.weight, getattr(module, "bias", None), self.scale, self.softcap)
+        return Head(module.weight if weight is None else weight, getattr(module, "bias", None), self.scale, self.softcap)
 
     def _adapted_head(self) -> bool:
         module: Any = self.model.get_output_embeddings()  # type: ignore[operator]
@@ -58,7 +59,8 @@ class LanguageModule(nn.Module):
         """
         full = "logits" in wants or not self.split or self._adapted_head()
         read = input_ids if read_ids is None or not self.training else read_ids
-        out: Any = self._run(read, attention_mask, position_ids, full)
+        with nullcontext() if full else tied_weight(self.model) as weight:
+            out: Any = self._run(read, attention_mask, position_ids, full)
         got: dict[str, Tensor] = {}
         if "hidden" in wants:
             got["hidden"] = out.hidden_states[-1] if full else out.last_hidden_state
@@ -74,7 +76,8 @@ class LanguageModule(nn.Module):
             if full:
                 logp, ent = _from_logits(shifted[at], target, entropy)
             else:
-                logp, ent = linear_logp(out.last_hidden_state[at[0], at[1] - 1], self.head(), target, entropy=entropy)
+                hidden = out.last_hidden_state[at[0], at[1] - 1]
+                logp, ent = linear_logp(hidden, self.head(weight), target, entropy=entropy)
             got["token_logp"] = _spread(logp, at, input_ids.shape)
             if ent is not None:
                 got["token_entropy"] = _spread(ent, at, input_ids.shape)

@@ -30,7 +30,7 @@ CARD = Card(
     name="NeuroAda",
     source="arXiv 2510.18940",
     papers=(250,),
-    cost="k gathers beside each layer; k out trained values a site and their 4-byte indices; no dense mask",
+    cost="a sum of k inputs for each output beside the layer; k out trained values a site and their 4-byte indices; no dense mask",
     limits=(
         "zero values at the start: the model is the base bit for bit",
         "the gradient of a value is the dense weight gradient at its index",
@@ -66,34 +66,30 @@ def dense(value: Tensor, index: Tensor, width: int) -> Tensor:
     return value.new_zeros(value.shape[0], width).scatter(1, index.long(), value)
 
 
+def _bags(x: Tensor, value: Tensor, index: Tensor) -> Tensor:
+    """Each output sums the k inputs that it reads: bags of rows of the transposed input."""
+    table = x.reshape(-1, x.shape[-1]).t().contiguous()
+    sums = F.embedding_bag(index, table, per_sample_weights=value.to(x.dtype), mode="sum")
+    return sums.t().reshape(*x.shape[:-1], len(index))
+
+
 class _RowSparse(torch.autograd.Function):
-    """y_i = sum_j value_ij x[index_ij], keeping only x, value and index for the backward pass."""
+    """As `_bags`, keeping only x, value and index for the backward pass: sites that read one x share it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor, index: Tensor) -> Tensor:
-        """x (..., in), value and index (out, k) -> (..., out)."""
         ctx.save_for_backward(x, value, index)
-        out = x.new_zeros(*x.shape[:-1], value.shape[0])
-        for j in range(value.shape[1]):
-            out.addcmul_(x.index_select(-1, index[:, j]), value[:, j])
-        return out
+        return _bags(x, value, index)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
-        """Gradients of x and value."""
-        (grad,) = grads
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, value, index = ctx.saved_tensors
-        need_x, need_value, _ = ctx.needs_input_grad
-        grad_x = torch.zeros_like(x) if need_x else None
-        columns = []
-        for j in range(value.shape[1]):
-            at = index[:, j]
-            if need_value:
-                columns.append((grad * x.index_select(-1, at)).flatten(0, -2).sum(0))
-            if grad_x is not None:
-                grad_x.index_add_(-1, at, grad * value[:, j])
-        return grad_x, torch.stack(columns, 1) if columns else None, None
+        with torch.enable_grad():
+            inputs = [t.detach().requires_grad_(n) for t, n in zip((x, value), ctx.needs_input_grad, strict=False)]
+            out = _bags(*inputs, index)
+        found = iter(torch.autograd.grad(out, [t for t in inputs if t.requires_grad], grads))
+        return (*(next(found) if t.requires_grad else None for t in inputs), None)
 
 
 def row_sparse(x: Tensor, value: Tensor, index: Tensor) -> Tensor:
