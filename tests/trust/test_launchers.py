@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,12 @@ import pytest
 from luthier.core.files import read_tensors
 from luthier.recipes.recipe import parse
 from luthier.recipes.run import run
-from luthier.train.devices import launched_alone
+from luthier.train.devices import MPI, MPI_LOCAL, launched_alone
 from tests.cli.shell import luthier, refused, write_recipe
 from tests.recipes.parts import chat_rows, model_folder, write
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU")
+SIZES = (*MPI, *MPI_LOCAL, "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU")
 
 
 def recipe(at: Path, adapt: Any = "full", **train: Any) -> dict[str, Any]:
@@ -90,6 +91,35 @@ def test_one_process_that_was_asked_for_is_not(bare):
     assert launched_alone(both)
     assert not launched_alone({**both, "OMPI_COMM_WORLD_SIZE": "2"})
     assert not launched_alone({**both, "RANK": "0", "WORLD_SIZE": "2"})
+
+
+def test_processes_of_mpirun_are_one_run(tmp_path):
+    """By the variables that Open MPI sets, which say nothing of where to meet."""
+    file = write_recipe(tmp_path / "r.yaml", recipe(tmp_path))
+    hidden = {k: v for k, v in os.environ.items() if k not in SIZES}
+    words = [sys.executable, "-m", "luthier", "run", str(file), "--out", str(tmp_path / "run")]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    both = []
+    for rank in ("0", "1"):
+        told = {"SIZE": "2", "LOCAL_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}
+        own = {f"OMPI_COMM_WORLD_{name}": value for name, value in told.items()}
+        environment = {**hidden, **own, "PYTHONPATH": str(ROOT / "src"), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
+                       "MASTER_PORT": str(port)}  # fmt: skip
+        both.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment))
+    said = [p.communicate(timeout=240) for p in both]
+    assert [p.returncode for p in both] == [0, 0], said
+    assert sum(out.count("everything is in") for out, _ in said) == 1
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["curves"]
+
+
+def test_processes_on_several_machines_without_a_place_to_meet_are_refused(bare, tmp_path):
+    file = write_recipe(tmp_path / "r.yaml", recipe(tmp_path))
+    bare.setenv("CUDA_VISIBLE_DEVICES", "")
+    for name, value in {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}.items():
+        bare.setenv(name, value)
+    refused(luthier("run", file, "--out", tmp_path / "run"), "MASTER_ADDR, the name of the first one; got none")
 
 
 def test_processes_that_accelerate_would_not_join_are_refused(bare, tmp_path):

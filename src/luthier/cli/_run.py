@@ -64,12 +64,12 @@ def accelerator_for(precision: str, tracker: str = "none", out: Path = Path()) -
     """An accelerator when launched with several processes, with mixed precision, with a tracker, or on a GPU; else None."""
     import torch
 
-    from luthier.train.devices import launched_alone, make_accelerator
+    from luthier.train.devices import launched_alone, make_accelerator, started
 
     if (
         precision == "fp32"
         and tracker == "none"
-        and int(os.environ.get("WORLD_SIZE", "1")) == 1
+        and started(os.environ) == 1
         and not launched_alone(os.environ)
         and not torch.cuda.is_available()
     ):

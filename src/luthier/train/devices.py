@@ -9,6 +9,9 @@ from typing import Any
 
 from luthier.core.errors import MissingExtra, Refused, sentence
 
+MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+MPI_LOCAL = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE")
+
 
 def make_accelerator(precision: str = "fp32", tracker: str = "none", folder: str | None = None) -> Any:
     """An accelerate.Accelerator for this process; state of an earlier run in the same process is dropped.
@@ -29,13 +32,18 @@ def make_accelerator(precision: str = "fp32", tracker: str = "none", folder: str
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = started(os.environ)
     mixed = "no" if precision == "fp32" else precision
     AcceleratorState._reset_state()
     told = None if tracker == "none" else tracker
     if told is not None and find_spec(told) is None:
         raise MissingExtra(f"train.tracker: {tracker}", tracker, "trackers")
     bare = size > 1 and not torch.accelerator.is_available()
+    if bare and not os.environ.get("MASTER_ADDR"):  # mpirun names no place to meet
+        if str(size) not in (os.environ.get(k) for k in MPI_LOCAL):
+            raise Refused(sentence("training on several machines", "MASTER_ADDR, the name of the first one", "none",
+                                   "Export it on all of them"))  # fmt: skip
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
     accelerator = Accelerator(mixed_precision=mixed, cpu=bare, log_with=told, project_dir=folder if told else None)
     if size > 1 and accelerator.num_processes != size:
         raise Refused(sentence("training in several processes", f"all {size} that were started", f"{accelerator.num_processes}, as "
@@ -46,12 +54,20 @@ def make_accelerator(precision: str = "fp32", tracker: str = "none", folder: str
     return accelerator
 
 
+def started(environment: Mapping[str, str]) -> int:
+    """How many processes a launcher says that it started: torchrun, accelerate launch, mpirun.
+
+    >>> started({"OMPI_COMM_WORLD_SIZE": "2"}), started({})
+    (2, 1)
+    """
+    return next((int(environment[k]) for k in ("WORLD_SIZE", *MPI) if environment.get(k)), 1)
+
+
 def launched_alone(environment: Mapping[str, str]) -> bool:
     """Whether `accelerate launch --cpu` was asked for several processes and has started this one alone.
 
     It names a meeting place only when asked for several, and tells a process its number only when it starts several.
     """
     asked = all(environment.get(k) for k in ("ACCELERATE_DYNAMO_MODE", "MASTER_ADDR", "MASTER_PORT"))
-    mpi = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
     cpu = environment.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    return asked and cpu and not any(k in environment for k in ("RANK", "WORLD_SIZE", *mpi))
+    return asked and cpu and not any(k in environment for k in ("RANK", "WORLD_SIZE", *MPI))
