@@ -85,6 +85,21 @@ def test_one_use_alone_gets_its_own_gradient():
         torch.testing.assert_close(got, 2 * counts[:, None] * head.detach())
 
 
+@pytest.mark.parametrize("ways", [("rows", "rows"), ("rows", "whole"), ("whole",)])
+def test_a_model_that_reads_the_weight_in_several_ways(ways):
+    model, ids = tied().double(), torch.tensor([[1, 2, 2]])
+    embedding = model.get_input_embeddings()
+
+    def total(head):
+        read = {"rows": lambda: embedding(ids).square().sum(), "whole": lambda: embedding.weight.sin().sum()}
+        return sum(read[way]() for way in ways) + head.cos().sum()
+
+    with tied_weight(model) as head:
+        out = total(head)
+    (got,), (want,) = (torch.autograd.grad(o, [embedding.weight]) for o in (out, total(embedding.weight)))
+    torch.testing.assert_close(got, want)
+
+
 def test_no_second_matrix_is_made():
     model = tied(vocab_size=50_000)
     matrix = model.lm_head.weight.nbytes

@@ -29,6 +29,8 @@ class _Uses(torch.autograd.Function):
     def backward(ctx: Any, rows: Tensor | None, head: Tensor | None) -> Tensor | None:  # type: ignore[override]
         if rows is None or head is None:
             return head if rows is None else rows.to_dense()
+        if not rows.is_sparse:  # the model reads the weight in another way beside the embedding
+            return head.add_(rows)
         return head.index_add_(0, rows._indices()[0], rows._values())
 
 
