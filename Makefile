@@ -44,9 +44,9 @@ claims: $(VENV)/.dev
 soak: $(VENV)/.dev   ## the long forms of all tests; their counts go to docs/trust.json
 	$(BIN)/python -m pytest $(SIDE) --slow --counts=docs/trust.json
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.dev   ## the table against the peers, about three hours; started again, it goes on where it was stopped
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[selectpeers]"
-	$(BIN)/python -m benchmarks --record
+	$(BIN)/python -m benchmarks --record --missing
 	$(BIN)/python -m benchmarks.selection --record
 
 docs: $(VENV)/.dev

@@ -1,11 +1,12 @@
 """Run the table: each cell in fresh processes, the sides in turn, medians of repeats, ratios ours / peer of one turn.
 
-python -m benchmarks [--cells sft/lab,dpo/lab] [--repeats 5] [--steps N] [--record]
+python -m benchmarks [--cells sft/lab,dpo/lab] [--repeats 5] [--steps N] [--record [--missing]]
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import subprocess
@@ -130,14 +131,30 @@ def table(cells: list[str], repeats: int, steps: int) -> Iterator[tuple[str, dic
         merging.clear()
 
 
+def code() -> str:
+    """A hash of what the table measures with: the package's modules and these."""
+    files = [*(HERE.parent / "src" / "luthier").rglob("*.py"), *HERE.glob("*.py")]
+    return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(files))).hexdigest()[:16]
+
+
+def recorded() -> dict[str, Any]:
+    """What results.json holds."""
+    path = HERE / "results.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def missing(cells: list[str], held: dict[str, Any], repeats: int, now: str) -> list[str]:
+    """The cells not yet measured on the code `now` with at least so many repeats: what an interrupted table has left to do."""
+    return [c for c in cells if held.get(c, {}).get("code") != now or held[c]["repeats"] < repeats]
+
+
 def record(name: str, cell: dict[str, Any], repeats: int) -> None:
     """Write a cell into results.json, beside those that were not run."""
     from luthier.report.manifest import hardware, versions
 
-    path = HERE / "results.json"
-    held = json.loads(path.read_text()) if path.exists() else {}
+    path, held = HERE / "results.json", recorded()
     told = {"repeats": repeats, "date": time.strftime("%Y-%m-%d")}
-    held[name] = cell | told
+    held[name] = cell | told | {"code": code()}
     held["about"] = held.get("about", {}) | told | {"versions": versions(), "hardware": hardware()}
     path.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
 
@@ -149,13 +166,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1000, help="timed steps at most, to try a cell")
     parser.add_argument("--record", action="store_true", help="write benchmarks/results.json")
+    parser.add_argument("--missing", action="store_true", help="pass over cells that were recorded with today's code")
     parser.add_argument("--side", choices=["ours", "peer", "floor"], help=argparse.SUPPRESS)
     parser.add_argument("--traced", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
         print(json.dumps(one_side(given.cells, given.side, given.steps, given.traced)))
         return
-    for name, cell in table(given.cells.split(","), given.repeats, given.steps):
+    cells = given.cells.split(",")
+    if given.missing:
+        left = missing(cells, recorded(), given.repeats, code())
+        print(f"{len(cells) - len(left)} of {len(cells)} cells are recorded with today's code; left: {len(left)}", flush=True)
+        cells = left
+    for name, cell in table(cells, given.repeats, given.steps):
         if given.record:
             record(name, cell, given.repeats)
 

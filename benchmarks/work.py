@@ -39,11 +39,11 @@ SIZES: dict[str, dict[str, int]] = {
     },
 }
 SHAPES: dict[tuple[str, str], tuple[int, int, int]] = {
-    ("sft", "lab"): (32, 24, 60), ("sft", "30m"): (8, 100, 8), ("sft", "120m"): (4, 100, 5), ("sft", "vocab128k"): (1, 2048, 4),
-    ("dpo", "lab"): (16, 24, 40), ("dpo", "30m"): (4, 100, 6), ("dpo", "120m"): (2, 100, 4), ("dpo", "vocab128k"): (1, 1024, 4),
+    ("sft", "lab"): (32, 24, 40), ("sft", "30m"): (8, 100, 5), ("sft", "120m"): (4, 100, 5), ("sft", "vocab128k"): (1, 2048, 2),
+    ("dpo", "lab"): (16, 24, 40), ("dpo", "30m"): (4, 100, 4), ("dpo", "120m"): (2, 100, 4), ("dpo", "vocab128k"): (1, 1024, 2),
     ("grpo", "lab"): (128, 12, 12), ("grpo", "30m"): (16, 24, 4), ("grpo", "120m"): (8, 24, 3), ("grpo", "vocab128k"): (8, 64, 3),
     ("sft", "lab-long"): (4, 1024, 8), ("sft", "30m-long"): (2, 1024, 4),
-    ("sft", "lab-packed"): (32, 24, 40), ("sft", "30m-packed"): (8, 100, 6), ("sft", "30m-long-packed"): (4, 1024, 4),
+    ("sft", "lab-packed"): (32, 24, 40), ("sft", "30m-packed"): (8, 100, 5), ("sft", "30m-long-packed"): (4, 1024, 3),
 }  # fmt: skip
 """(kind, size) -> rows per step, tokens of an answer at most, timed steps."""
 

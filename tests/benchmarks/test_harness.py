@@ -9,7 +9,7 @@ import pytest
 import torch
 from generator import figures
 
-from benchmarks.__main__ import CELLS, FLOORS
+from benchmarks.__main__ import CELLS, FLOORS, code, missing
 from benchmarks.clock import Clock
 from benchmarks.memory import MIB, Watch, allocated, status
 from benchmarks.work import SHAPES, SIZES, Cell
@@ -29,6 +29,13 @@ def test_a_name_says_model_length_packing_and_what_trains() -> None:
     cell = Cell.of("sft/30m-long-packed+s2ft", limit=2)
     assert (cell.model, cell.packed, cell.adapt, cell.width, cell.steps) == ("30m", True, "s2ft", 2 * (1024 + 17), 2)
     assert Cell.of("sft/lab").width is None
+
+
+def test_an_interrupted_table_goes_on_with_cells_of_other_code_or_fewer_repeats() -> None:
+    held = {"a": {"code": "new", "repeats": 5}, "b": {"code": "old", "repeats": 5}, "c": {"repeats": 5},
+            "d": {"code": "new", "repeats": 1}}  # fmt: skip
+    assert missing(["a", "b", "c", "d", "e"], held, 5, "new") == ["b", "c", "d", "e"]
+    assert code() == code() and len(code()) == 16
 
 
 def test_the_clock_leaves_out_the_first_steps_and_counts_their_tokens_apart() -> None:
