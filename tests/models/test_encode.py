@@ -37,6 +37,17 @@ TALK = {
 }
 
 
+def test_an_empty_answer_is_its_end_token_where_a_model_may_have_given_it():
+    row = {"prompt": "q", "response": ""}
+    with pytest.raises(DataError, match=r"row 1: message 2 \(assistant\) is empty"):
+        encode([row], "text", chatml())
+    made = only(encode([row], "text", chatml(), Settings(blank=True)))
+    assert trained_text(chatml(), made) == "<|im_end|>"
+    told = only(encode([PAIR | {"prompt": "q"}], "text", chatml()))
+    first, end = told.mask.index(1), len(told.mask) - 1 - told.mask[::-1].index(1)
+    assert made.ids == told.ids[:first] + told.ids[end:]
+
+
 # ------------------------------------------------------------------ one row of each kind
 def test_prompt_and_response_without_a_template():
     t = byte_level(adds_bos=True)

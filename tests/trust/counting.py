@@ -11,6 +11,7 @@ KINDS: dict[str, str] = {
     "SIGKILLs survived with the same bytes": r"\[(?:.*-)?(\d+) kills\]|test_a_flipped_byte",
     "ways to resume that end with the same bits": r"resum",
     "runs in two processes that equal one": r"two_processes",
+    "runs on a second device, with nothing left on the CPU": r"test_other_device",
     "merged models that equal their adapter": r"test_contract.*merge|merge.*(?:equal|exact|survive)|merged",
     "cells compared with a peer in the same process": r"trl|peft|mergekit|diffusers|sentence_transformers|apricot|parity",
     "families of bad input (60 to 200 inputs each)": r"fuzz",

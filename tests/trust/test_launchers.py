@@ -128,7 +128,7 @@ def test_processes_that_accelerate_would_not_join_are_refused(bare, tmp_path):
 
     file = write_recipe(tmp_path / "r.yaml", recipe(tmp_path))
     bare.setattr(torch.accelerator, "is_available", lambda: True)
-    bare.setattr(torch.cuda, "is_available", lambda: False)
+    bare.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
     for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
         bare.setenv(name, value)
     refused(luthier("run", file, "--out", tmp_path / "run"), "all 2 that were started", "ACCELERATE_USE_CPU=true")

@@ -14,6 +14,7 @@ import pytest
 
 from luthier.core.errors import LuthierError
 from luthier.core.registry import Entry, entries
+from luthier.recipes.helpers import asked_models
 from luthier.recipes.recipe import parse, recipe_faults
 from luthier.recipes.run import run
 from tests.recipes.image_parts import digits, dit_folder
@@ -31,7 +32,8 @@ TINY = {
 }  # of vectors and depth, for objectives on an encoder of two layers and width 16
 LAID = {"packed": {"packing": 48}, "accumulated": {"micro": 2, "packing": 0}, "padded": {"packing": 0}}
 SLOTS = {"objectives": "objective", "diffusion.train": "objective", "diffusion.consistency": "objective",
-         "diffusion.align": "objective", "adapt": "adapt", "regularise": "regularise", "optim.gradients": "regularise",
+         "diffusion.align": "objective", "diffusion.personalise": "objective",
+         "adapt": "adapt", "regularise": "regularise", "optim.gradients": "regularise",
          "optim.averages": "regularise", "optim.rules": "optimiser", "optim.schedules": "schedule", "loops": "loop",
          "decode": "decode", "data.select": "data.steps"}  # fmt: skip
 
@@ -90,7 +92,7 @@ def recipe(place: Path, entry: Entry) -> dict[str, Any]:
         own |= {"model": str(place / "encoder"), "data": {"train": str(place / "texts.jsonl"), "holdout": 0}}
     if "retain" in needs.handles:
         own["data"]["retain"] = str(place / "kept.jsonl")
-    if "group" in needs.batch or (slot == "loop" and "reward" in needs.handles):
+    if needs.batch == ("group",) or (slot == "loop" and "reward" in needs.handles):
         own |= ROLLED
     if "reward" in needs.handles:
         own["reward"] = {"world_reward": {"which": "redness"}} if image else REWARD
@@ -99,15 +101,19 @@ def recipe(place: Path, entry: Entry) -> dict[str, Any]:
     if slot == "loop":
         pairs = "builder" in parameters
         given = {"samples": 3, "prompts": 4, "steps": 2, "builder": "divpo", "rounds": 2, "keep": 12}
-        own["loop"] = {entry.short: {k: v for k, v in given.items() if k in parameters}}
+        words = {p.name for p in entry.parameters if str(p.default).startswith("'")}  # raft's `keep` is one
+        own["loop"] = {entry.short: {k: v for k, v in given.items() if k in parameters and (k == "builder" or k not in words)}}
         own["objective"] = "dpo" if pairs else "nll"
     elif slot == "data.steps":
         own["data"]["steps"] = [{entry.short: {"keep": 14} if "keep" in parameters else {}}]
     elif slot == "decode":
         own |= {"decode": [entry.short], "measure": ["quality"]}
+        heard = [m for m in asked_models(own["decode"]) if m != "base"]
+        own |= {"decode_models": dict.fromkeys(heard, str(place / "model"))} if heard else {}
         own["data"]["holdout"] = 4
     elif slot:
         given: dict[str, Any] = {k: v for k, v in TINY.items() if k in parameters and "pairs" in needs.batch}
+        given |= {"prior": "1"} if "prior" in parameters and image else {}
         given |= {"inner": "nll"} if "inner" in parameters and "pairs" not in needs.batch else {}
         spec = {entry.short: given} if given else entry.short
         own[slot] = [spec] if slot == "regularise" else spec

@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from luthier.core.device import fastest
 from luthier.core.errors import OutputError, counted, sentence
 from luthier.core.files import read_json
 from luthier.recipes.recipe import parse, parse_sets, read
@@ -62,8 +63,6 @@ def run_recipe(path: Path, out: Path | None, sets: list[str], resume: bool) -> N
 
 def accelerator_for(precision: str, tracker: str = "none", out: Path = Path()) -> Any:
     """An accelerator when launched with several processes, with mixed precision, with a tracker, or on a GPU; else None."""
-    import torch
-
     from luthier.train.devices import launched_alone, make_accelerator, started
 
     if (
@@ -71,7 +70,7 @@ def accelerator_for(precision: str, tracker: str = "none", out: Path = Path()) -
         and tracker == "none"
         and started(os.environ) == 1
         and not launched_alone(os.environ)
-        and not torch.cuda.is_available()
+        and fastest().type == "cpu"
     ):
         return None
     return make_accelerator(precision, tracker, f"{out}-tracker")

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.compare.results import RunResult
+from luthier.core.device import fastest
 
 
 def _accelerator(precision: str) -> Any:
     """Mixed precision and GPUs need one; a plain CPU run does not."""
-    import torch
-
-    if precision == "fp32" and not torch.cuda.is_available():
+    if precision == "fp32" and fastest().type == "cpu":
         return None
     from luthier.train.devices import make_accelerator
 

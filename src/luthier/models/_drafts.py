@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from luthier.core.errors import DataError
-from luthier.models.chat import PLAIN, Chat, Turn, template_text, transcript
+from luthier.models.chat import PLAIN, STRUCTURED, Chat, Turn, template_text, transcript
 
 if TYPE_CHECKING:
     from luthier.models.encode import Settings
@@ -156,7 +156,11 @@ class Maker:
             raise Bad(str(fault)) from fault
         wanted = self._wanted(turns, made.turns, train_on, first)
         for turn in wanted:
-            if not turn.whole:
+            said = turns[turn.message]
+            empty = not said["content"].strip() and not any(said.get(k) for k in STRUCTURED)
+            if empty and not turn.whole and not (self.settings.blank and turn.end):
+                raise Bad(f"message {turn.message + 1} (assistant) is empty; give it a text or mark it train: false")
+            if not turn.whole and not empty:
                 raise Bad(
                     f"the chat template changes message {turn.message + 1} (assistant), so it cannot be trained as "
                     f"written; mark it train: false, set data.train_on: last, or use another template"

@@ -59,6 +59,11 @@ class Runner:
         self.view, self.around, self.count = view, around, count
         self.path, self.kind = view.path, view.kind
 
+    @property
+    def device(self) -> torch.device:
+        """Where inputs must be."""
+        return next(self.view.module.parameters()).device
+
     def __call__(self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor] | None = None) -> Tensor:
         """x (B, C, H, W) at times t (B,) of the path -> prediction (B, C, H, W). No condition: the unconditional one."""
         self.count()
@@ -154,14 +159,16 @@ class LatentCodec:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Means of the latents, (B, C, H', W')."""
+        """Means of the latents, (B, C, H', W'), on the images' device, whatever the VAE's is."""
         vae: Any = self.vae
-        return (vae.encode(images.to(vae.dtype)).latent_dist.mode() - self.shift) * self.scale
+        latents = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode()
+        return ((latents - self.shift) * self.scale).to(images.device)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W); gradients flow to the latents."""
+        """Images (B, 3, H, W) on the latents' device; gradients flow to the latents."""
         vae: Any = self.vae
-        return vae.decode(latents.to(vae.dtype) / self.scale + self.shift, return_dict=False)[0]
+        inner = latents.to(vae.device, vae.dtype) / self.scale + self.shift
+        return vae.decode(inner, return_dict=False)[0].to(latents.device)
 
 
 def load_denoiser(source: str, dtype: str = "fp32", weights: bool = True) -> LoadedDenoiser:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from importlib import util
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from luthier.core.device import fastest
 from luthier.core.errors import MissingExtra, ModelError
 from luthier.core.hub import hub
 
@@ -43,7 +43,7 @@ def load_embedder(name: str) -> Embed:
     why = ""
     try:
         with hub(source) as why:
-            model = SentenceTransformer(source, device="cuda" if torch.cuda.is_available() else "cpu")
+            model = SentenceTransformer(source, device=str(fastest()))
     except (OSError, ValueError) as fault:
         raise ModelError(
             f"the embedder {name!r} requires a sentence-transformers folder or hub name; got {why or fault}."

@@ -43,7 +43,7 @@ class Settings:
     response, "split" cut plain text into several sequences. add_end: put the end token where no template does.
     template: None the tokenizer's own chat template, "none" no template, "plain" User/Assistant lines, or a Jinja file
     or text. system: system text for rows that have none. on_bad: rows that the template refuses or changes: "error" or
-    "drop".
+    "drop". blank: whether an answer may be empty, as one that a model gave may be: its end token is all that is trained.
     """
 
     max_length: int | None = None
@@ -53,6 +53,7 @@ class Settings:
     template: str | None = None
     system: str | None = None
     on_bad: Literal["error", "drop"] = "error"
+    blank: bool = False
 
     def __post_init__(self) -> None:
         choices = {"train_on": get_args(TrainOn), "truncation": get_args(Truncation), "on_bad": ("error", "drop")}

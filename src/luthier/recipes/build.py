@@ -279,7 +279,7 @@ def prepare_text(recipe: Recipe, out: Path | None, on_event: Event | None, accel
     if accelerator is not None:
         model.to(accelerator.device)
     view = LanguageView(LanguageModule(model))
-    policy = Policy(view, attached, _teacher(recipe), tokenizer)
+    policy = Policy(view, attached, _teacher(recipe, accelerator), tokenizer)
     text = renderer(tokenizer, recipe.data, model.config)
     notes += _fit_test(splits, parts, text)
     feed = _feed(recipe, parts, kind, encoded, policy, splits, text, mixture)
@@ -320,12 +320,15 @@ def _fit_test(splits: Splits, parts: Parts, text: Any) -> list[str]:
     )
 
 
-def _teacher(recipe: Recipe) -> Any:
+def _teacher(recipe: Recipe, accelerator: Any) -> Any:
     if recipe.teacher is None:
         return None
     from luthier.models.loading import load_causal_lm
 
-    return LanguageView(LanguageModule(load_causal_lm(recipe.teacher, recipe.dtype)))
+    model = load_causal_lm(recipe.teacher, recipe.dtype)
+    if accelerator is not None:
+        model.to(accelerator.device)
+    return LanguageView(LanguageModule(model))
 
 
 def _feed(recipe: Recipe, parts: Parts, kind: str, encoded: Any, policy: Policy, splits: Splits, text: Any,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.core.device import fastest
 from luthier.core.errors import ModelError, OutputError, Refused, sentence
 from luthier.core.files import read_json, read_tensors, whole_folder, write_tensors
 from luthier.recipes.build import attach_all, build_adapt, build_decode
@@ -94,12 +95,13 @@ class LoadedRun:
         self.module = LanguageModule(self.model)
 
     def subject(self, seed: int = 0) -> Any:
-        """The run as measures and generation see it."""
+        """The run as measures and generation see it, on the machine's accelerator if it has one."""
         from luthier.models.changes import changes_of
         from luthier.models.subject import LanguageSubject
         from luthier.recipes.helpers import load_helpers
         from luthier.recipes.text import renderer
 
+        self.model.to(fastest())  # type: ignore[arg-type]
         adaptations = [a for a, _ in build_adapt(self.recipe.adapt)]
         text = renderer(self.tokenizer, self.recipe.data, self.model.config)
         return LanguageSubject(self.module, self.tokenizer, text.renders, text.pairs, text.stop, seed,
@@ -194,5 +196,6 @@ def plain_subject(source: str, seed: int = 0) -> Any:
 
     where = model_source(source)
     model, tokenizer = load_causal_lm(where), load_tokenizer(where)
+    model.to(fastest())  # type: ignore[arg-type]
     text = renderer(tokenizer, Data(train="none"), model.config)
     return LanguageSubject(LanguageModule(model), tokenizer, text.renders, text.pairs, text.stop, seed)

@@ -55,6 +55,8 @@ class Images:
         loaded = load_denoiser(denoiser_source(recipe.model), recipe.dtype)
         if recipe.train.threads:
             torch.set_num_threads(recipe.train.threads)
+        if accelerator is not None and loaded.codec is not None:
+            loaded.codec.vae.to(accelerator.device)
         data = recipe.data
         beside = brought(recipe, parts.objective, loaded)
         attached = attach_all(
@@ -68,6 +70,8 @@ class Images:
             loaded.module.to(accelerator.device)
         view = view_of(loaded)
         teacher = teacher_of(recipe)
+        if accelerator is not None and teacher is not None:
+            teacher.module.to(accelerator.device)
         policy = Policy(view, attached, None if teacher is None else view_of(teacher))
         policy.handles = {**handles_of(recipe, parts, policy, loaded), **beside}
         draw = drawer(recipe, view.path, loaded, {"reference": policy.handle("reference"), **beside})

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import Module
 
+from luthier.core.device import fastest
 from luthier.core.errors import DataError, sentence
 from luthier.models.denoiser import LoadedDenoiser, load_denoiser
 from luthier.recipes.images import ImageSubject, brought, codec_of, drawer, view_of
@@ -52,7 +53,7 @@ def grid(images: Tensor, at_least: int = 96) -> Any:
 def subject_at(source: str, sampling: ImageSampling | None, seed: int) -> ImageSubject:
     """The image model of a run's folder, a pipeline folder, a hub name or lab:image, to be sampled from.
 
-    sampling: None takes the run's own, or the defaults.
+    sampling: None takes the run's own, or the defaults. It goes to the machine's accelerator if there is one.
     """
     from luthier.recipes.export import recipe_of
 
@@ -61,6 +62,9 @@ def subject_at(source: str, sampling: ImageSampling | None, seed: int) -> ImageS
     recipe = recipe_of(folder) if is_run else Recipe(model=source, data=Data(train="none"), objective="denoise")
     recipe = replace(recipe, seed=seed, sampling=sampling or recipe.sampling)
     loaded, _, beside = reread(folder, recipe) if is_run else (load_denoiser(denoiser_source(recipe.model), recipe.dtype), None, {})
+    loaded.module.to(fastest())
+    if loaded.codec is not None:
+        loaded.codec.vae.to(fastest())
     view = view_of(loaded)
     return ImageSubject(
         view, drawer(recipe, view.path, loaded, beside), loaded.module.conditioner.tokens, *codec_of(loaded)

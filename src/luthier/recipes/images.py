@@ -135,8 +135,7 @@ def drawer(recipe: Recipe, path: Any, loaded: LoadedDenoiser, handles: Mapping[s
     def draw(runner: Any, condition: Mapping[str, Tensor], numbers: Tensor, role: str) -> Tensor:
         noise = Noise(recipe.seed, tuple(numbers.tolist()), role)
         held = runner.encode(condition) if condition else None
-        device = next(runner.view.module.parameters()).device
-        x = noise.start(path, (len(numbers), *loaded.shape)).to(device)
+        x = noise.start(path, (len(numbers), *loaded.shape)).to(runner.device)
         return sample(runner, sampler, x, grid, held, noise, guidance=guides, handles=handles)
 
     return draw

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from luthier.core.device import fastest
 from luthier.core.errors import Refused, counted, sentence
 from luthier.core.protocols import MeasureContext
 from luthier.merge._rule import wide
@@ -67,7 +68,7 @@ class Judge:
             came = f"{len(self.rows)} and {len(self.unseen)}"
             raise Refused(sentence("judge.data", "rows to search by and others to report on", came, "Give more rows, or `test`"))
         self.model: Any = load_causal_lm(str(base), self.recipe.dtype)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = fastest()
         self.model.to(self.device)
         tokenizer = load_tokenizer(str(base))
         text = renderer(tokenizer, self.recipe.data, self.model.config)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from luthier.core.device import fastest
 from luthier.recipes.recipe import Recipe
 from luthier.recipes.rows import measured
 
@@ -31,7 +31,7 @@ class Untuned:
         from luthier.recipes.text import renderer
 
         model = load_causal_lm(model_source(self.recipe.model), self.recipe.dtype)
-        model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+        model.to(fastest())  # type: ignore[arg-type]
         text = renderer(self.tokenizer, self.recipe.data, model.config)
         return LanguageSubject(LanguageModule(model), self.tokenizer, text.renders, text.pairs, text.stop)
 

@@ -119,4 +119,4 @@ def renderer(tokenizer: Any, data: Data, config: Any = None) -> Text:
     """How measures and rollouts render text for this recipe; what training may cut, measuring may cut."""
     settings = settings_of(data, config)
     cut = "error" if data.truncation == "error" else "right" if data.truncation == "right" else "prompt"
-    return Text(tokenizer, replace(settings, train_on="assistant", truncation=cut, on_bad="error"))
+    return Text(tokenizer, replace(settings, train_on="assistant", truncation=cut, on_bad="error", blank=True))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
+from luthier.core.device import fastest
 from luthier.core.errors import MissingExtra, Refused, sentence
 
 MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -17,7 +18,8 @@ def make_accelerator(precision: str = "fp32", tracker: str = "none", folder: str
     """An accelerate.Accelerator for this process; state of an earlier run in the same process is dropped.
 
     precision: fp32, bf16 or fp16 (autocast). tracker: where logged figures go besides the run's own files; folder: its files.
-    FSDP2 comes from `train.shard`, or from the settings of `accelerate launch`. Several processes without a GPU talk over gloo.
+    It stands on the device that `core.device.fastest` names. FSDP2 comes from `train.shard`, or from the settings of `accelerate
+    launch`. Several processes without a GPU talk over gloo.
     Raises Refused under DeepSpeed, whose engine takes the step out of the loop's hands, and where a launcher's processes do not
     form one run.
     """
@@ -28,7 +30,6 @@ def make_accelerator(precision: str = "fp32", tracker: str = "none", folder: str
     if launched_alone(os.environ):
         raise Refused(sentence("accelerate launch --cpu", "one process, as it starts no more without mpirun", "--num_processes above 1",
                                "Leave --cpu out and add --multi_gpu: without a GPU the processes train on the CPU"))  # fmt: skip
-    import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
@@ -38,13 +39,13 @@ def make_accelerator(precision: str = "fp32", tracker: str = "none", folder: str
     told = None if tracker == "none" else tracker
     if told is not None and find_spec(told) is None:
         raise MissingExtra(f"train.tracker: {tracker}", tracker, "trackers")
-    bare = size > 1 and not torch.accelerator.is_available()
-    if bare and not os.environ.get("MASTER_ADDR"):  # mpirun names no place to meet
+    cpu = fastest().type == "cpu"
+    if size > 1 and cpu and not os.environ.get("MASTER_ADDR"):  # mpirun names no place to meet
         if str(size) not in (os.environ.get(k) for k in MPI_LOCAL):
             raise Refused(sentence("training on several machines", "MASTER_ADDR, the name of the first one", "none",
                                    "Export it on all of them"))  # fmt: skip
         os.environ["MASTER_ADDR"] = "127.0.0.1"
-    accelerator = Accelerator(mixed_precision=mixed, cpu=bare, log_with=told, project_dir=folder if told else None)
+    accelerator = Accelerator(mixed_precision=mixed, cpu=cpu, log_with=told, project_dir=folder if told else None)
     if size > 1 and accelerator.num_processes != size:
         raise Refused(sentence("training in several processes", f"all {size} that were started", f"{accelerator.num_processes}, as "
                                f"accelerate sees no way to join them on {accelerator.device.type}",

@@ -89,7 +89,7 @@ class ICT(Objective):
 
     def __call__(self, batch: Batch, s: Signals) -> Terms:
         model, x0, uniform = s.handle("policy"), s["image"], s["uniform"]
-        levels = karras_levels(levels_at(float(s["progress"][0]), self.first, self.last), self.low, self.high)
+        levels = karras_levels(levels_at(float(s["progress"][0]), self.first, self.last), self.low, self.high).to(x0.device)
         rising = level_probabilities(levels, self.mean, self.std).cumsum(0)
         at = torch.searchsorted(rising, uniform[:, 0].double().contiguous()).clamp_max(len(levels) - 2)
         near, far = levels[at].to(uniform), levels[at + 1].to(uniform)

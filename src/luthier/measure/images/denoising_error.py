@@ -46,16 +46,16 @@ class DenoisingError(Measure):
     def __call__(self, subject: Subject, rows: Sequence[Row], ctx: MeasureContext) -> Iterable[Reading]:
         model, x0 = cast(ImageSubject, subject), held_out(ctx, self.name).float()
         runner, raw = model.runner(), model.tokens(rows_of(rows, self.name))
-        path = runner.path
+        path, device = runner.path, runner.device
         noise = torch.randn(x0.shape, generator=stream(ctx.seed, "measure.denoising_error"))
         items = torch.zeros(len(x0), dtype=torch.float64)
         for k in range(self.levels):
             t = path.t_min + (path.t_max - path.t_min) * (k + 0.5) / self.levels
             for at in torch.arange(len(x0)).split(self.batch):
-                times = torch.full((len(at),), t)
+                times = torch.full((len(at),), t, device=device)
                 a, s, da, ds = (part.to(x0.dtype).view(-1, 1, 1, 1) for part in path.level(times))
-                clean, eps = x0[at], noise[at]
-                out = runner(a * clean + s * eps, times, {n: v[at] for n, v in raw.items()} or None)
+                clean, eps = x0[at].to(device), noise[at].to(device)
+                out = runner(a * clean + s * eps, times, {n: v[at].to(device) for n, v in raw.items()} or None)
                 target = {"x0": clean, "eps": eps, "v": a * eps - s * clean, "velocity": da * clean + ds * eps}[
                     runner.kind
                 ]
