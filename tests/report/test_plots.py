@@ -93,6 +93,16 @@ def test_curves_and_cost_hold_every_arm():
     assert plots.cost(replace(C, cost={})) == ""
 
 
+def test_a_curve_that_never_moves_is_told_and_not_drawn():
+    still = {"images": {a: {s: [(0.0, 8.0), (1.0, 8.0)] for s in range(3)} for a in C.arms}}
+    alone = str(plots.curves(replace(C, curves=still)))
+    assert "<svg" not in alone and "The same at every step of every run: images 8." in alone
+    moved = {"images": {**still["images"], C.arms[0]: {0: [(0.0, 8.0), (1.0, 9.0)]}}}
+    assert "<svg" in str(plots.curves(replace(C, curves=moved)))
+    both = str(plots.curves(replace(C, curves={**C.curves, **still})))
+    assert both.count("<figure") == str(plots.curves(C)).count("<figure")
+
+
 def test_more_arms_than_marks_still_draw():
     arms = tuple(f"r{i}" for i in range(len(SHAPES) + 2))
     runs = [flat(a, s, {"x": i + 0.1 * s, "y": 1.0 * i}) for i, a in enumerate(arms) for s in range(3)]

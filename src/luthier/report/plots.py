@@ -251,10 +251,20 @@ def curve(comparison: Comparison, name: str) -> Markup:
     )
 
 
+def level(comparison: Comparison, name: str) -> float | None:
+    """The value that a curve has at every step of every run, None where it moves."""
+    seen = {y for by_seed in comparison.curves[name].values() for points in by_seed.values() for _, y in points}
+    value = seen.pop() if len(seen) == 1 else math.nan
+    return value if math.isfinite(value) else None
+
+
 def curves(comparison: Comparison) -> Markup:
-    """All learning curves."""
-    drawn = [curve(comparison, name) for name in comparison.curves]
-    return Markup('<div class="charts">{}</div>').format(Markup("").join(drawn)) if any(drawn) else Markup("")
+    """All learning curves; those that never move are told in a line."""
+    levels = {name: level(comparison, name) for name in comparison.curves}
+    drawn = [curve(comparison, name) for name, one in levels.items() if one is None]
+    told = ", ".join(f"{label(name)} {number(one)}" for name, one in levels.items() if one is not None)
+    charts = Markup('<div class="charts">{}</div>').format(Markup("").join(drawn)) if any(drawn) else Markup("")
+    return charts + (Markup('<p class="small">The same at every step of every run: {}.</p>').format(told) if told else Markup(""))
 
 
 # --------------------------------------------------------------------------- cost
