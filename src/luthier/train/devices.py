@@ -50,6 +50,8 @@ def make_accelerator(precision: str = "fp32", tracker: str = "none", folder: str
         raise Refused(sentence("training in several processes", f"all {size} that were started", f"{accelerator.num_processes}, as "
                                f"accelerate sees no way to join them on {accelerator.device.type}",
                                "Set ACCELERATE_USE_CPU=true to train on the CPU"))  # fmt: skip
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        raise Refused(sentence("train.precision: fp16", "a GPU", "the CPU", "Use bf16, which needs no scaling of the loss"))
     if told is not None:
         accelerator.init_trackers("luthier")
     return accelerator

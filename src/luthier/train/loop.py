@@ -26,6 +26,7 @@ from luthier.train.company import Company
 from luthier.train.feed import Feed
 from luthier.train.heap import keep_freed
 from luthier.train.policy import Policy
+from luthier.train.scaling import LossScale
 from luthier.train.settings import Training
 from luthier.train.sharding import check_rules, gathered, keep_whole, scattered, shard, total_norm, unsynchronised
 from luthier.train.step import Stepper, StepResult
@@ -97,9 +98,15 @@ class Loop:
     def optimiser(self) -> Any:
         """The torch optimiser, prepared for several processes where there are."""
         check_rules(self.parameters, self.job.optimiser.name)
+        self.scale.check(self.parameters)
         made = self.job.optimiser.build(self.named, self.job.settings.lr)
         self.base_lrs = [g["lr"] for g in made.param_groups]
         return made if self.job.accelerator is None else self.job.accelerator.prepare_optimizer(made)
+
+    @cached_property
+    def scale(self) -> LossScale:
+        """The loss scale of fp16, or none."""
+        return LossScale(getattr(self.job.accelerator, "scaler", None))
 
     @cached_property
     def stepper(self) -> Stepper:
@@ -218,11 +225,13 @@ class Loop:
         with self._embedding_hooks(ctx):
             result = self.stepper(micros, ctx)
         if not math.isfinite(result.loss):
-            self._not_finite(step, result, micros, "loss")
+            self._not_finite(step, result, micros, "loss", result.loss)
         norm = self._norm()
-        if not math.isfinite(norm):
-            self._not_finite(step, result, micros, "gradient norm")
-        self._point("gradients", ctx, self.named)
+        left_out = self.scale.overflowed(norm)
+        if not left_out and not math.isfinite(norm):
+            self._not_finite(step, result, micros, "gradient norm", norm)
+        if not left_out:
+            self._point("gradients", ctx, self.named)
         at, of = self._phase(step)
         factor = self.job.schedule.factor(at, of) if self.job.schedule else 1.0
         for group, lr in zip(self.optimiser.param_groups, self.base_lrs, strict=True):
@@ -230,10 +239,13 @@ class Loop:
         self.optimiser.step()
         attached: Any = self.job.policy.attached
         for handle in getattr(attached, "handles", (attached,)):
-            if getattr(handle, "needs_stepped", False):
+            if getattr(handle, "needs_stepped", False) and not left_out:
                 handle.stepped(step)
         self.optimiser.zero_grad(set_to_none=True)
-        self._point("stepped", ctx, self.named)
+        if left_out:
+            self._note(self.scale.told(step))
+        else:
+            self._point("stepped", ctx, self.named)
         self._log(step, result, norm, factor, began)
 
     def _norm(self) -> float:
@@ -287,11 +299,16 @@ class Loop:
                            "Check its parameters and the data, or leave it out.")  # fmt: skip
         self.trace.append(Ran(ctx.step, point, hook.id, changed))
 
+    def _note(self, text: str) -> None:
+        if self.job.on_event:
+            self.job.on_event({"kind": "note", "text": text})
+
     def _log(self, step: int, result: StepResult, norm: float, factor: float, began: float) -> None:
         self.tokens += result.tokens
         seconds = time.perf_counter() - began
         figures: Mapping[str, float] = getattr(self.job.feed, "figures", {})
-        entry = {"step": step + 1, "loss": result.loss, "grad_norm": norm, "lr": self.job.settings.lr * factor,
+        normed = {"grad_norm": norm} if math.isfinite(norm) else {}
+        entry = {"step": step + 1, "loss": result.loss, **normed, "lr": self.job.settings.lr * factor,
                  self.unit: result.tokens, **({"trained": result.trained} if self.unit == "tokens" else {}), **figures,
                  **{f"term/{k}": v[0] for k, v in result.terms.items()}}  # fmt: skip
         if (step + 1) % self.job.settings.log_every == 0 or step + 1 == self.steps:
@@ -301,13 +318,13 @@ class Loop:
         if self.job.on_event:
             self.job.on_event({"kind": "step", "steps": self.steps, "seconds": seconds, "unit": self.unit, **entry})
 
-    def _not_finite(self, step: int, result: StepResult, micros: Sequence[Batch], what: str) -> None:
+    def _not_finite(self, step: int, result: StepResult, micros: Sequence[Batch], what: str, value: float) -> None:
         rows = sorted({r for b in micros for r in b.rows})
         if self.job.out is not None:
             write_json(self.job.out / "not_finite.json", {"step": step, "rows": rows, "what": what,
                        "terms": {k: str(v[0]) for k, v in result.terms.items()}})  # fmt: skip
         shown = ", ".join(map(str, rows[:12])) + (" ..." if len(rows) > 12 else "")
-        raise NonFinite(f"training requires a finite {what}; got {result.loss} at step {step + 1} on rows {shown}. No "
+        raise NonFinite(f"training requires a finite {what}; got {value} at step {step + 1} on rows {shown}. No "
                         "weight was changed by this step; lower the learning rate, or look at these rows "
                         "(not_finite.json).")  # fmt: skip
 
@@ -322,7 +339,7 @@ class Loop:
             feeds = self._feeds()
         if accelerator is not None and not accelerator.is_main_process:
             return
-        hooks = {h.id: dict(h.state()) for h in self.hooks if hasattr(h, "state") and h.state()} | feeds
+        hooks = {h.id: dict(h.state()) for h in self.hooks if hasattr(h, "state") and h.state()} | feeds | self.scale.state()
         trace = [[r.step, r.point, r.hook, r.changed] for r in self.trace]
         snapshot = Snapshot(step, tensors, state, hooks, self.curves, self.job.identity, trace, self.cost())
         save(self.job.out, snapshot, self.job.settings.keep)
@@ -340,8 +357,7 @@ class Loop:
             return 0, []
         found, skipped = latest(self.job.out, self.job.identity)
         for told in skipped:
-            if self.job.on_event:
-                self.job.on_event({"kind": "note", "text": told})
+            self._note(told)
         if found is None:
             return 0, skipped
         self.job.policy.attached.load(found.adaptation)
@@ -349,6 +365,7 @@ class Loop:
         for hook in self.hooks:
             if hook.id in found.hooks:
                 hook.load(found.hooks[hook.id])
+        self.scale.load(found.hooks)
         own = "feed" if self.company.own == 0 else f"feed.{self.company.own}"
         if own in found.hooks:
             self.job.feed.load(found.hooks[own])  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ class Training:
     steps: optimiser steps, or epochs: passes over the data (exactly one of the two).
     batch: rows per optimiser step over all processes. micro: rows per forward pass (None: the whole batch).
     lr: peak learning rate; warmup: share of steps (below 1) or number of steps. clip: gradient norm, 0 is off.
-    precision: fp32, or bf16/fp16 autocast. packing: lay several sequences into rows of this many
+    precision: fp32, or autocast in bf16 or, on a GPU, in fp16 with a scaled loss. packing: lay several sequences into rows of this many
     tokens; "auto" does so where it saves a sixth of the tokens and the model keeps them apart; 0 pads. The numbers are the same.
     checkpointing: recompute activations in the backward pass. shard: spread weights, gradients and optimiser state over all
     processes (FSDP2) instead of a copy on each. save_every: steps between checkpoints (0: only at the end and
