@@ -29,7 +29,7 @@ class Painter:
 
     def __init__(self, shift=0.0, same=True, swap=False, other=None):
         self.shift, self.same, self.swap, self.other = shift, same, swap, other
-        self.path, self.kind = Flow(), "velocity"
+        self.path, self.kind, self.device = Flow(), "velocity", torch.device("cpu")
 
     def generate(self, rows, *, samples=1, role="measure"):
         rows = [*rows[1:], rows[0]] if self.swap else rows

@@ -195,7 +195,7 @@ def other_device() -> Iterator[torch.device]:
     _state["live"] = True
     torch.Generator = _Generators  # type: ignore[misc]
     try:
-        with _Factories():
+        with torch.autograd.set_multithreading_enabled(False), _Factories():  # threads are for devices known at the first pass
             yield torch.device(NAME, 0)
     finally:
         _state["live"] = False
