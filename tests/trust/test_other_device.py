@@ -109,11 +109,11 @@ def whole(place: Path, tmp_path: Path, device: torch.device) -> Path:  # noqa: F
 def test_texts_are_made_by_a_run_and_by_a_folder(place: Path, whole: Path):  # noqa: F811
     from luthier.recipes.export import LoadedRun, plain_subject
 
-    run_read = LoadedRun(whole)
-    for subject in (run_read.subject(), plain_subject(str(place / "model"))):
+    for subject in (LoadedRun(whole).subject(), plain_subject(str(place / "model"), 0, fastest())):
         assert next(subject.module.parameters()).device.type == NAME
         made = subject.generate(["w1 w2", "w3"], samples=2, max_new=4)
         assert [len(texts) for texts in made] == [2, 2]
+    assert next(plain_subject(str(place / "model")).module.parameters()).device.type == "cpu"  # as claims ask for it
 
 
 def test_every_suite_of_measures_of_texts(place: Path, tmp_path: Path, device: torch.device):  # noqa: F811

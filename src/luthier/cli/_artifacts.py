@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from luthier.cli._run import quiet
+from luthier.core.device import fastest
 from luthier.core.errors import ConfigError, LuthierError, OutputError, sentence, unknown
 from luthier.core.files import read_json
 
@@ -83,7 +84,7 @@ def generate_text(
     folder = Path(model)
     if draws_images(model):
         raise ConfigError("generate requires --out FILE.png for an image model; got none. Add it.")
-    subject = LoadedRun(folder).subject(seed) if (folder / "adapter").is_dir() else plain_subject(model, seed)
+    subject = LoadedRun(folder).subject(seed) if (folder / "adapter").is_dir() else plain_subject(model, seed, fastest())
     made = subject.generate(prompts, samples=samples, temperature=temperature, max_new=max_new, role="generate")
     if as_json:
         print(

@@ -186,8 +186,8 @@ def export_images(recipe: Recipe, run: Path, to: str, out: Path) -> None:
         write_tensors(aside / "pytorch_lora_weights.safetensors", named, {"format": "pt"})
 
 
-def plain_subject(source: str, seed: int = 0) -> Any:
-    """A model folder, hub name or lab:language as a subject, with its own chat template."""
+def plain_subject(source: str, seed: int = 0, device: torch.device | None = None) -> Any:
+    """A model folder, hub name or lab:language as a subject, with its own chat template. device: None leaves it on the CPU."""
     from luthier.models.language import LanguageModule
     from luthier.models.loading import load_causal_lm, load_tokenizer
     from luthier.models.subject import LanguageSubject
@@ -196,6 +196,6 @@ def plain_subject(source: str, seed: int = 0) -> Any:
 
     where = model_source(source)
     model, tokenizer = load_causal_lm(where), load_tokenizer(where)
-    model.to(fastest())  # type: ignore[arg-type]
+    model.to(device)  # type: ignore[arg-type]
     text = renderer(tokenizer, Data(train="none"), model.config)
     return LanguageSubject(LanguageModule(model), tokenizer, text.renders, text.pairs, text.stop, seed)
